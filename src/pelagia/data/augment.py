@@ -1,0 +1,239 @@
+"""A training sample: which images, one warp each, then intensities.
+
+`augment` is a pure function of the data set, the index, the generator and the options, so that a sample can be made again
+anywhere. All geometry (resize, mosaic, rotation, scale, shear, shift, flips) is multiplied into one matrix per source image; how
+truth follows is said in `pelagia.data.geometry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from pelagia.core.frame import Frame
+from pelagia.core.image import letterbox, to_rgb
+from pelagia.core.types import Category, Float, Instances
+from pelagia.data import colour
+from pelagia.data.colour import Image
+from pelagia.data.geometry import Keep, Window, chain, follow, join
+from pelagia.data.mix import cut_in, mix, paste_objects
+from pelagia.data.mosaic import blank, mosaic_placements, paint, single_placement
+from pelagia.data.sample import Sample
+from pelagia.errors import OptionError
+
+__all__ = [
+    "FILL",
+    "AugmentOptions",
+    "Fetch",
+    "Source",
+    "Transform",
+    "augment",
+    "evaluation_sample",
+    "random_affine",
+    "transformed_sample",
+]
+
+#: Value of canvas that no source covers; the letterbox of prediction uses the same.
+FILL = 114
+
+#: index -> image and truth, from a cache.
+Fetch: TypeAlias = Callable[[int], tuple[Image, Instances]]
+#: A user's own augmentation of one sample, at any size.
+Transform: TypeAlias = Callable[[Sample, np.random.Generator], Sample]
+
+
+class Source(Protocol):
+    """What augmentation asks of a data set."""
+
+    @property
+    def categories(self) -> tuple[Category, ...]: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    def __len__(self) -> int: ...
+    def image(self, index: int, /) -> Image: ...
+    def truth(self, index: int, /, *, masks: bool = False) -> Instances: ...
+
+
+def _help(default: float, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """How training samples vary. The defaults suit detectors trained on a few hundred images of small organisms, for which no side
+    is up. A probability of 0 switches a step off.
+
+    Raises:
+        OptionError: a value outside its range.
+    """
+
+    flip_lr: float = _help(0.5, "probability of a left-right flip")
+    flip_ud: float = _help(0.5, "probability of an upside-down flip")
+    quarter_turn: float = _help(0.0, "probability of a turn by 90 degrees (square inputs keep their frame)")
+    rotate_deg: float = _help(0.0, "largest rotation in degrees; boxes without masks become loose")
+    scale: float = _help(0.5, "zoom is drawn from 1 - scale to 1 + scale")
+    translate: float = _help(0.1, "largest shift as a fraction of the input side")
+    shear_deg: float = _help(0.0, "largest shear in degrees; boxes without masks become loose")
+    hsv_h: float = _help(0.015, "largest change of hue, in turns")
+    hsv_s: float = _help(0.5, "largest relative change of saturation")
+    hsv_v: float = _help(0.4, "brightness exponent is drawn from 1 / (1 + hsv_v) to 1 + hsv_v")
+    blur: float = _help(0.05, "probability of a slight Gaussian blur (sigma 0.3 to 1 px)")
+    noise: float = _help(0.05, "probability of Gaussian noise (sigma up to 3 % of the range)")
+    mosaic: float = _help(1.0, "probability of joining four images")
+    mixup: float = _help(0.0, "probability of blending with a second sample")
+    cutmix: float = _help(0.0, "probability of replacing a rectangle by that of a second sample")
+    copy_paste: float = _help(0.0, "probability of pasting objects of a second image (needs masks)")
+    min_visible: float = _help(0.2, "an object cut to less than this share of its area is dropped")
+    min_side_px: float = _help(2.0, "an object cut to less than this width or height is dropped")
+
+    def __post_init__(self) -> None:
+        limits = {"rotate_deg": 180.0, "shear_deg": 60.0, "hsv_v": 10.0, "min_side_px": np.inf, "scale": 0.95}
+        for item in fields(self):
+            value, top = getattr(self, item.name), limits.get(item.name, 1.0)
+            if not 0 <= value <= top:
+                raise OptionError(f"{item.name} must lie in 0 to {top:g}, got {value}")
+
+    @property
+    def keep(self) -> Keep:
+        """The rule of what stays after a cut."""
+        return Keep(self.min_visible, self.min_side_px)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What every step of one sample needs."""
+
+    dataset: Source
+    rng: np.random.Generator
+    options: AugmentOptions
+    canvas: tuple[int, int]
+    fetch: Fetch
+    fill: int
+
+
+def random_affine(rng: np.random.Generator, options: AugmentOptions, canvas: tuple[int, int]) -> Float:
+    """[2, 3], a random map of a canvas (width, height) onto itself: shear, zoom, rotation, flips and turns about its middle, then shift."""
+    angle = np.deg2rad(rng.uniform(-1, 1) * options.rotate_deg)
+    zoom = 1 + rng.uniform(-1, 1) * options.scale
+    shear_x, shear_y = np.tan(np.deg2rad(rng.uniform(-1, 1, 2) * options.shear_deg))
+    shift = rng.uniform(-1, 1, 2) * options.translate * np.array(canvas)
+    mirror_x, mirror_y, turn = rng.random(3) < (options.flip_lr, options.flip_ud, options.quarter_turn)
+    linear = np.array([[1.0, shear_x], [shear_y, 1.0]]) * zoom
+    linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ linear
+    if turn:
+        linear = np.array([[0.0, -1.0], [1.0, 0.0]]) @ linear
+    linear = np.diag([-1.0 if mirror_x else 1.0, -1.0 if mirror_y else 1.0]) @ linear
+    middle = np.array(canvas) / 2
+    return np.concatenate([linear, (middle - linear @ middle + shift)[:, None]], axis=1)
+
+
+def augment(
+    dataset: Source,
+    index: int,
+    rng: np.random.Generator,
+    options: AugmentOptions,
+    input_size: tuple[int, int],
+    *,
+    masks: bool = False,
+    fetch: Fetch | None = None,
+    fill: int = FILL,
+) -> Sample:
+    """The training sample of image `index`: [H, W, 3] of `input_size` (height, width), truth in its pixels.
+
+    `masks` asks the data set for masks (boxes are then tight under rotation, and copy-paste works); `fetch` replaces reading by
+    a cache, whose arrays are never written to.
+    """
+
+    def read(position: int) -> tuple[Image, Instances]:
+        return dataset.image(position), dataset.truth(position, masks=masks)
+
+    job = _Job(dataset, rng, options, (input_size[1], input_size[0]), fetch or read, fill)
+    whole = (0, 0, *job.canvas)
+    image, truth = _compose(job, index, whole)
+    if rng.random() < options.copy_paste:
+        image, truth = paste_objects(image, truth, *_other(job, whole, mosaic=False), rng, options.keep)
+    if rng.random() < options.mixup:
+        image, truth = mix(image, truth, *_other(job, whole), rng)
+    if rng.random() < options.cutmix:
+        window = _random_window(rng, job.canvas)
+        image, truth = cut_in(image, truth, *_other(job, window), window, options.keep)
+    image = _intensities(image, rng, options)
+    return Sample(image=to_rgb(image), truth=truth, name=dataset.names[index], index=index)
+
+
+def evaluation_sample(
+    dataset: Source, index: int, input_size: tuple[int, int], *, masks: bool = False, fetch: Fetch | None = None
+) -> tuple[Sample, Frame]:
+    """Image `index` letterboxed to `input_size` (height, width) as in prediction, all its truth, and the frame back."""
+    image, truth = fetch(index) if fetch else (dataset.image(index), dataset.truth(index, masks=masks))
+    boxed, frame = letterbox(to_rgb(image), input_size, fill=FILL)
+    window = (0, 0, input_size[1], input_size[0])
+    moved = follow(truth, frame.inverse, (image.shape[1], image.shape[0]), window, Keep(0.0, 0.0), dataset.categories)
+    return Sample(image=boxed, truth=moved, name=dataset.names[index], index=index), frame
+
+
+def transformed_sample(
+    dataset: Source,
+    index: int,
+    rng: np.random.Generator,
+    transform: Transform,
+    input_size: tuple[int, int],
+    *,
+    masks: bool = False,
+) -> Sample:
+    """A user's `transform` of the whole image `index` in place of `augment`, then a letterbox to `input_size` (height, width)."""
+    sample = Sample(
+        image=to_rgb(dataset.image(index)), truth=dataset.truth(index, masks=masks), name=dataset.names[index], index=index
+    )
+    sample = transform(sample, rng)
+    boxed, frame = letterbox(sample.image, input_size, fill=FILL)
+    size = (sample.image.shape[1], sample.image.shape[0])
+    truth = follow(sample.truth, frame.inverse, size, (0, 0, input_size[1], input_size[0]), Keep(0.0, 0.0), dataset.categories)
+    return Sample(image=boxed, truth=truth, name=sample.name, index=index)
+
+
+def _compose(job: _Job, index: int, window: Window, *, mosaic: bool = True) -> tuple[Image, Instances]:
+    """A mosaic around image `index`, or the image alone, on a canvas of the network's size."""
+    rng, canvas = job.rng, job.canvas
+    if mosaic and rng.random() < job.options.mosaic:
+        indices = [index, *(int(other) for other in rng.integers(len(job.dataset), size=3))]
+        indices = [indices[position] for position in rng.permutation(4)]
+        sources = [job.fetch(position) for position in indices]
+        placements = mosaic_placements([(image.shape[1], image.shape[0]) for image, _ in sources], canvas, rng)
+    else:
+        sources = [job.fetch(index)]
+        placements = [single_placement((sources[0][0].shape[1], sources[0][0].shape[0]), canvas)]
+    affine = random_affine(rng, job.options, canvas)
+    result = blank(canvas, [image for image, _ in sources], job.fill)
+    truths = []
+    for (image, truth), placement in zip(sources, placements, strict=True):
+        matrix = chain(affine, placement)
+        paint(result, image, matrix, job.fill, window)
+        size = (image.shape[1], image.shape[0])
+        truths.append(follow(truth, matrix, size, window, job.options.keep, job.dataset.categories))
+    return result, join(truths)
+
+
+def _other(job: _Job, window: Window, *, mosaic: bool = True) -> tuple[Image, Instances]:
+    return _compose(job, int(job.rng.integers(len(job.dataset))), window, mosaic=mosaic)
+
+
+def _random_window(rng: np.random.Generator, canvas: tuple[int, int]) -> Window:
+    """A rectangle with the canvas's aspect around a random point; its share of the area is uniform before the border cuts it."""
+    side = np.sqrt(rng.random())
+    centre, half = rng.random(2) * canvas, side * np.array(canvas) / 2
+    low, high = np.clip(np.rint(centre - half), 0, canvas), np.clip(np.rint(centre + half), 0, canvas)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+
+def _intensities(image: Image, rng: np.random.Generator, options: AugmentOptions) -> Image:
+    if options.hsv_h or options.hsv_s or options.hsv_v:
+        image = colour.shift_hsv(image, rng, options.hsv_h, options.hsv_s, options.hsv_v)
+    if rng.random() < options.blur:
+        image = colour.blur(image, rng)
+    if rng.random() < options.noise:
+        image = colour.add_noise(image, rng)
+    return image

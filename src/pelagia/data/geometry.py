@@ -1,0 +1,276 @@
+"""How truth follows an affine map, and which objects are still objects after a cut.
+
+Rules, stated once for every augmentation:
+
+- A box follows exactly under a map that keeps the axes (flips, quarter turns, scale, shift). Otherwise it becomes the bounds of
+  the warped mask where there is one, else of the moved oriented box, else of its four moved corners (which is loose).
+- An oriented box is moved by its corners. A map with shear makes it a parallelogram; the rectangle of least area around that is
+  taken. It is never cut at a border.
+- A mask is sampled at pixel centres (nearest). Where a border cuts an object with a mask, its box is the bounds of what is left.
+- A keypoint outside the window becomes unlabelled (0, 0, 0). A mirroring map exchanges the partners named by `Category.flip`.
+- An object stays if at least `Keep.visible` of its area lies inside the window and its box there is at least `Keep.side_px`
+  wide and high. An oriented object stays, whole, if its centre lies inside or that share of its area does. Crowd and ignore
+  regions stay as long as any of them is inside, with their flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pelagia.core import oriented as oriented_boxes
+from pelagia.core.image import warp
+from pelagia.core.types import Category, Float, Instances, Int, Mask, MaskCrop
+
+__all__ = ["Keep", "Window", "chain", "follow", "hide", "invert", "join", "keeps_axes", "mask_bounds", "move_points", "warp_mask"]
+
+#: x1, y1, x2, y2 in whole pixels.
+Window = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which objects stay after a cut: `visible` is a share of the area, `side_px` the least width and height in pixels."""
+
+    visible: float = 0.2
+    side_px: float = 2.0
+
+
+def chain(*matrices: Float) -> Float:
+    """[2, 3], the map that applies the last matrix first: chain(a, b)(p) = a(b(p))."""
+    result = np.eye(3)
+    for matrix in matrices:
+        result = result @ np.concatenate([matrix, [[0.0, 0.0, 1.0]]])
+    return result[:2]
+
+
+def invert(matrix: Float) -> Float:
+    """[2, 3], the inverse of an affine map."""
+    linear = np.linalg.inv(matrix[:, :2])
+    return np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)
+
+
+def move_points(points: Float, matrix: Float) -> Float:
+    """[..., 2] points through a [2, 3] affine map."""
+    moved: Float = points @ matrix[:, :2].T + matrix[:, 2]
+    return moved
+
+
+def keeps_axes(matrix: Float) -> bool:
+    """True if axis-aligned boxes stay axis-aligned (no rotation but by quarter turns, no shear)."""
+    linear = np.abs(matrix[:, :2])
+    tiny = 1e-9 * linear.max()
+    return bool((linear[0, 1] <= tiny and linear[1, 0] <= tiny) or (linear[0, 0] <= tiny and linear[1, 1] <= tiny))
+
+
+def join(parts: Sequence[Instances]) -> Instances:
+    """All objects of `parts`; parts without objects may lack optional fields."""
+    filled = [part for part in parts if len(part)]
+    return Instances.concatenate(filled) if filled else parts[0]
+
+
+def mask_bounds(crop: MaskCrop) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 of the set pixels; four zeros if none is set."""
+    columns, rows = np.flatnonzero(crop.bitmap.any(axis=0)), np.flatnonzero(crop.bitmap.any(axis=1))
+    if not len(columns):
+        return 0.0, 0.0, 0.0, 0.0
+    return float(crop.x + columns[0]), float(crop.y + rows[0]), float(crop.x + columns[-1] + 1), float(crop.y + rows[-1] + 1)
+
+
+def _trim(crop: MaskCrop) -> MaskCrop:
+    x1, y1, x2, y2 = (int(value) for value in mask_bounds(crop))
+    if x1 == x2:
+        return MaskCrop(crop.x, crop.y, np.zeros((0, 0), dtype=np.bool_))
+    return MaskCrop(x1, y1, crop.bitmap[y1 - crop.y : y2 - crop.y, x1 - crop.x : x2 - crop.x])
+
+
+def warp_mask(crop: MaskCrop, matrix: Float, window: Window) -> MaskCrop:
+    """The mask through an affine map, cut at `window` and trimmed to its set pixels (0 x 0 if none is left)."""
+    height, width = crop.bitmap.shape
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64) + (crop.x, crop.y)
+    moved = move_points(corners, matrix)
+    low, high = np.floor(moved.min(axis=0)), np.ceil(moved.max(axis=0))
+    x1, y1 = int(max(low[0], window[0])), int(max(low[1], window[1]))
+    x2, y2 = int(min(high[0], window[2])), int(min(high[1], window[3]))
+    if x2 <= x1 or y2 <= y1 or not height or not width:
+        return MaskCrop(x1, y1, np.zeros((0, 0), dtype=np.bool_))
+    local = chain(_shift(-x1, -y1), matrix, _shift(crop.x, crop.y))
+    bitmap = warp(crop.bitmap.astype(np.uint8)[..., None], local, (x2 - x1, y2 - y1), fill=0, interpolation="nearest")
+    return _trim(MaskCrop(x1, y1, bitmap.reshape(y2 - y1, x2 - x1) > 0))
+
+
+def follow(
+    truth: Instances, matrix: Float, source_size: tuple[int, int], window: Window, keep: Keep, categories: Sequence[Category] = ()
+) -> Instances:
+    """The truth of a source image, seen through `window` of the destination; see the module's rules.
+
+    `matrix` [2, 3] maps source to destination, `source_size` is (width, height) of the source (boxes are first cut there),
+    `categories` names the mirrored partners of keypoints. `areas` are dropped: they belong to the source.
+    """
+    if not len(truth):
+        return truth.replace(areas=None)
+    boxes, oriented, masks, keypoints = truth.boxes, truth.oriented, truth.masks, truth.keypoints
+    loose = not keeps_axes(matrix)
+    if oriented is not None:
+        oriented = _move_oriented(oriented, matrix)
+    if boxes is not None:
+        if loose and oriented is not None:
+            boxes = oriented_boxes.bounds(oriented)
+        else:
+            inside = np.clip(boxes, 0, np.tile(source_size, 2))
+            corners = inside[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+            moved = move_points(corners, matrix)
+            boxes = np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
+    share = np.ones(len(truth))
+    if masks is not None:
+        whole = np.array([crop.area for crop in masks]) * abs(np.linalg.det(matrix[:, :2]))
+        masks = tuple(warp_mask(crop, matrix, window) for crop in masks)
+        share = np.array([crop.area for crop in masks]) / np.maximum(whole, 1e-9)
+    if keypoints is not None:
+        keypoints = _move_keypoints(keypoints, truth.labels, matrix, window, categories)
+    moved_truth = truth.replace(boxes=boxes, oriented=oriented, masks=masks, keypoints=keypoints, areas=None)
+    return _cut(moved_truth, window, keep, share, loose)
+
+
+def hide(truth: Instances, window: Window, keep: Keep) -> Instances:
+    """The truth after `window` was painted over: masks lose those pixels, boxes shrink to the bounds of what is left.
+
+    A box shrinks where the window covers a whole strip of it. The rules of keeping apply to the share that is not covered.
+    """
+    if not len(truth):
+        return truth
+    flagged = truth.crowd | truth.ignore
+    if truth.oriented is not None:
+        covered = _oriented_share(truth.oriented, window)
+        stays = (1 - covered >= keep.visible) | (flagged & (covered < 1))
+        if truth.masks is None and truth.boxes is None:
+            return _forget_keypoints(truth.select(stays), window)
+    boxes = truth.box_array.copy()
+    masks = truth.masks
+    if masks is not None:
+        before = np.array([crop.area for crop in masks])
+        masks = tuple(_erase(crop, window) for crop in masks)
+        share = np.array([crop.area for crop in masks]) / np.maximum(before, 1)
+        touched = share < 1
+        boxes[touched] = np.array([mask_bounds(crop) for crop in masks]).reshape(-1, 4)[touched]
+    else:
+        boxes, share = _subtract(boxes, window)
+    sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    if truth.oriented is None:
+        stays = ((share >= keep.visible) & (sides >= keep.side_px)) | (flagged & (share > 0))
+    result = truth.replace(boxes=None if truth.boxes is None else boxes, masks=masks).select(stays)
+    return _forget_keypoints(result, window)
+
+
+def _shift(x: float, y: float) -> Float:
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y]])
+
+
+def _move_oriented(oriented: Float, matrix: Float) -> Float:
+    linear = matrix[:, :2]
+    gram = linear.T @ linear
+    scale = np.sqrt(gram[0, 0])
+    if abs(gram[0, 1]) > 1e-9 * gram[0, 0] or abs(gram[1, 1] - gram[0, 0]) > 1e-9 * gram[0, 0]:
+        return oriented_boxes.from_corners(move_points(oriented_boxes.to_corners(oriented), matrix))
+    axis = np.stack([np.cos(oriented[:, 4]), np.sin(oriented[:, 4])], axis=1) @ linear.T
+    moved = np.concatenate(
+        [move_points(oriented[:, :2], matrix), oriented[:, 2:4] * scale, np.arctan2(axis[:, 1], axis[:, 0])[:, None]], axis=1
+    )
+    return oriented_boxes.canonical(moved)
+
+
+def _move_keypoints(keypoints: Float, labels: Int, matrix: Float, window: Window, categories: Sequence[Category]) -> Float:
+    result = keypoints.copy()
+    result[..., :2] = move_points(keypoints[..., :2], matrix)
+    if np.linalg.det(matrix[:, :2]) < 0:
+        for label in np.unique(labels):
+            flip = categories[label].flip if label < len(categories) else ()
+            if len(flip):
+                rows = np.flatnonzero(labels == label)
+                order = np.arange(result.shape[1])
+                order[: len(flip)] = flip
+                result[rows] = result[rows][:, order]
+    x, y = result[..., 0], result[..., 1]
+    outside = (x < window[0]) | (x > window[2]) | (y < window[1]) | (y > window[3])
+    result[outside | (result[..., 2] == 0)] = 0.0
+    return result
+
+
+def _cut(truth: Instances, window: Window, keep: Keep, share: Float, loose: bool) -> Instances:
+    """Cut moved truth at `window` and keep what the rules keep. `share` [N] is the part of each mask that is left (1 without)."""
+    flagged = truth.crowd | truth.ignore
+    low, high = np.array(window[:2]), np.array(window[2:])
+    full = truth.box_array
+    boxes = np.concatenate([np.clip(full[:, :2], low, high), np.clip(full[:, 2:], low, high)], axis=1)
+    size, full_size = boxes[:, 2:] - boxes[:, :2], full[:, 2:] - full[:, :2]
+    if truth.masks is not None:
+        refit = (boxes != full).any(axis=1) | loose
+        tight = np.array([mask_bounds(crop) for crop in truth.masks]).reshape(-1, 4)
+        boxes = np.where(refit[:, None], tight, boxes)
+        size = boxes[:, 2:] - boxes[:, :2]
+        present = np.array([crop.area > 0 for crop in truth.masks], dtype=np.bool_)
+    else:
+        share = size.prod(axis=1) / np.maximum(full_size.prod(axis=1), 1e-12)
+        present = (size > 0).all(axis=1)
+    if truth.oriented is not None:
+        centre = truth.oriented[:, :2]
+        inside = ((centre >= low) & (centre <= high)).all(axis=1)
+        stays = (inside | (_oriented_share(truth.oriented, window) >= keep.visible)) & (truth.oriented[:, 2] >= keep.side_px)
+    else:
+        stays = (share >= keep.visible) & (size >= keep.side_px).all(axis=1)
+    stays = present & (stays | flagged)
+    return truth.replace(boxes=None if truth.boxes is None else boxes).select(stays)
+
+
+def _oriented_share(oriented: Float, window: Window) -> Float:
+    """[N], the part of each oriented box's area inside `window`: from the exact IoU q, intersection = q (a + b) / (1 + q)."""
+    x1, y1, x2, y2 = window
+    share = np.ones(len(oriented))
+    bounds = oriented_boxes.bounds(oriented)
+    crossing = (bounds[:, 0] < x1) | (bounds[:, 1] < y1) | (bounds[:, 2] > x2) | (bounds[:, 3] > y2)
+    if crossing.any():
+        cut = oriented[crossing]
+        frame = oriented_boxes.canonical(np.array([[(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, 0.0]]))
+        iou = oriented_boxes.iou(cut, frame)[:, 0]
+        area = cut[:, 2] * cut[:, 3]
+        share[crossing] = iou * (area + (x2 - x1) * (y2 - y1)) / (1 + iou) / np.maximum(area, 1e-12)
+    return share
+
+
+def _subtract(boxes: Float, window: Window) -> tuple[Float, Float]:
+    """Bounds of box minus window, and the share of the box's area that is left."""
+    x1, y1, x2, y2 = window
+    left, top = np.maximum(boxes[:, 0], x1), np.maximum(boxes[:, 1], y1)
+    right, bottom = np.minimum(boxes[:, 2], x2), np.minimum(boxes[:, 3], y2)
+    covered = np.clip(right - left, 0, None) * np.clip(bottom - top, 0, None)
+    share = 1 - covered / np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-12)
+    result = boxes.copy()
+    hit = covered > 0
+    tall, wide = hit & (top <= boxes[:, 1]) & (bottom >= boxes[:, 3]), hit & (left <= boxes[:, 0]) & (right >= boxes[:, 2])
+    result[tall & (left <= boxes[:, 0]), 0] = x2
+    result[tall & (right >= boxes[:, 2]), 2] = x1
+    result[wide & (top <= boxes[:, 1]), 1] = y2
+    result[wide & (bottom >= boxes[:, 3]), 3] = y1
+    result[share <= 0] = 0.0
+    return result, share
+
+
+def _erase(crop: MaskCrop, window: Window) -> MaskCrop:
+    x1, y1 = max(window[0] - crop.x, 0), max(window[1] - crop.y, 0)
+    x2, y2 = window[2] - crop.x, window[3] - crop.y
+    if x2 <= x1 or y2 <= y1 or x1 >= crop.bitmap.shape[1] or y1 >= crop.bitmap.shape[0]:
+        return crop
+    bitmap: Mask = crop.bitmap.copy()
+    bitmap[y1:y2, x1:x2] = False
+    return _trim(MaskCrop(crop.x, crop.y, bitmap))
+
+
+def _forget_keypoints(truth: Instances, window: Window) -> Instances:
+    if truth.keypoints is None:
+        return truth
+    points = truth.keypoints.copy()
+    x, y = points[..., 0], points[..., 1]
+    points[(x >= window[0]) & (x < window[2]) & (y >= window[1]) & (y < window[3])] = 0.0
+    return truth.replace(keypoints=points)
