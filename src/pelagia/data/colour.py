@@ -5,17 +5,16 @@ Images are [H, W, C] with C = 1 or 3 (RGB), uint8 or uint16, and keep shape and 
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-
 __all__ = ["Image", "add_noise", "blur", "shift_hsv"]
 
 #: [H, W, C], uint8 or uint16.
-Image: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+Image: TypeAlias = NDArray[Any]
 
 
 def shift_hsv(image: Image, rng: np.random.Generator, hue: float, saturation: float, value: float) -> Image:
@@ -33,12 +32,12 @@ def shift_hsv(image: Image, rng: np.random.Generator, hue: float, saturation: fl
     ramp = np.arange(256, dtype=np.float64)
     curve = np.round(255 * (ramp / 255) ** power).astype(np.uint8)
     if image.shape[2] == 1:
-        return cv2.LUT(image, curve).reshape(image.shape)
+        return np.asarray(cv2.LUT(image, curve)).reshape(image.shape)
     table = np.empty((256, 1, 3), dtype=np.uint8)
     table[:, 0, 0] = (np.round(ramp + turn * 180) % 180).astype(np.uint8)
     table[:, 0, 1] = np.clip(np.round(ramp * gain), 0, 255).astype(np.uint8)
     table[:, 0, 2] = curve
-    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB)
+    return np.asarray(cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB))
 
 
 def _shift_hsv_deep(image: Image, turn: float, gain: float, power: float) -> Image:
@@ -58,7 +57,7 @@ def _shift_hsv_deep(image: Image, turn: float, gain: float, power: float) -> Ima
 def blur(image: Image, rng: np.random.Generator, sigma_px: tuple[float, float] = (0.3, 1.0)) -> Image:
     """Gaussian blur, sigma drawn uniformly from `sigma_px`."""
     sigma = float(rng.uniform(*sigma_px))
-    return cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma)).reshape(image.shape)
 
 
 def add_noise(image: Image, rng: np.random.Generator, most: float = 0.03) -> Image:
