@@ -63,8 +63,8 @@ def _help(default: float, text: str) -> Any:
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """How training samples vary. The defaults suit detectors trained on a few hundred images of small organisms, for which no side
-    is up. A probability of 0 switches a step off.
+    """How training samples vary. The defaults suit detectors trained on a few hundred images of small organisms, for which
+    no side is up. A probability of 0 switches a step off.
 
     Raises:
         OptionError: a value outside its range.
@@ -115,7 +115,8 @@ class _Job:
 
 
 def random_affine(rng: np.random.Generator, options: AugmentOptions, canvas: tuple[int, int]) -> Float:
-    """[2, 3], a random map of a canvas (width, height) onto itself: shear, zoom, rotation, flips and turns about its middle, then shift."""
+    """[2, 3], a random map of a canvas (width, height) onto itself: shear, zoom, rotation, flips and
+    turns about its middle, then shift."""
     angle = np.deg2rad(rng.uniform(-1, 1) * options.rotate_deg)
     zoom = 1 + rng.uniform(-1, 1) * options.scale
     shear_x, shear_y = np.tan(np.deg2rad(rng.uniform(-1, 1, 2) * options.shear_deg))

@@ -89,7 +89,7 @@ def _trim(crop: MaskCrop) -> MaskCrop:
 def warp_mask(crop: MaskCrop, matrix: Float, window: Window) -> MaskCrop:
     """The mask through an affine map, cut at `window` and trimmed to its set pixels (0 x 0 if none is left)."""
     height, width = crop.bitmap.shape
-    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64) + (crop.x, crop.y)
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64) + np.array([crop.x, crop.y])
     moved = move_points(corners, matrix)
     low, high = np.floor(moved.min(axis=0)), np.ceil(moved.max(axis=0))
     x1, y1 = int(max(low[0], window[0])), int(max(low[1], window[1]))

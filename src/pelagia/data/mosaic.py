@@ -1,8 +1,8 @@
 """Several sources on one canvas, each by one warp.
 
-A mosaic (Bochkovskiy, Wang and Liao, "YOLOv4", 2020) joins four images at a random point. The customary recipe scales each, pastes
-it on a canvas of twice the size, warps that canvas and cuts it. Here the steps are multiplied into one matrix per source, and each
-source is sampled once, only where it is seen.
+A mosaic (Bochkovskiy, Wang and Liao, "YOLOv4", 2020) joins four images at a random point. The customary recipe scales each,
+pastes it on a canvas of twice the size, warps that canvas and cuts it. Here the steps are multiplied into one matrix per source,
+and each source is sampled once, only where it is seen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def mosaic_placements(sizes: Sequence[tuple[int, int]], canvas: tuple[int, int],
     """Four maps [2, 3] from images of `sizes` (width, height) to a mosaic whose middle is the middle of `canvas`.
 
     Each image is scaled to fit the canvas and placed with one corner at a joint, drawn uniformly from the canvas: the first
-    image to its upper left, then upper right, lower left, lower right. The mosaic is about twice the canvas, which sees its middle.
+    image to its upper left, then upper right, lower left, lower right. The mosaic is about twice the canvas, which sees
+    its middle.
     Images never overlap; the joint lies on whole pixels.
     """
     width, height = canvas
