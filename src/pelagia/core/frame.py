@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +36,16 @@ class Frame:
 
     @classmethod
     def letterbox(cls, width: int, height: int, input_width: int, input_height: int, *, enlarge: bool = True) -> Frame:
-        """The frame of an image scaled to fit an input, aspect kept, centred, the rest padded.
+        """The frame of an image scaled to fit an input, aspect kept, centred to a whole pixel, the rest padded.
 
-        scale = min(input_width / width, input_height / height), at most 1 unless `enlarge`.
+        scale = min(input_width / width, input_height / height), at most 1 unless `enlarge`; the left and top margins are
+        rounded down, so that an image that need not be scaled is copied and never blurred by half a pixel.
         """
         scale = min(input_width / width, input_height / height)
         if not enlarge:
             scale = min(scale, 1.0)
-        left, top = (input_width - width * scale) / 2, (input_height - height * scale) / 2
+        # The small number keeps a margin of -1e-14 from becoming -1.
+        left, top = (math.floor(margin / 2 + 1e-9) for margin in (input_width - width * scale, input_height - height * scale))
         return cls(np.array([[1 / scale, 0.0, -left / scale], [0.0, 1 / scale, -top / scale]]), width, height)
 
     @property
