@@ -1,0 +1,100 @@
+"""The confusion matrix of a detector, background included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pelagia.core.types import Float, Int
+from pelagia.metrics.matching import Comparison, find_pairs, match, ranks
+
+__all__ = ["BACKGROUND", "ConfusionMatrix", "confusion_matrix"]
+
+#: Name of the last row (predictions that found nothing) and column (objects that were missed).
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusionMatrix:
+    """Objects by true and predicted class.
+
+    Args:
+        counts: [C + 1, C + 1], rows the true class, columns the predicted one; the last of each is the background.
+        class_names: C names.
+        thresholds: [C] score from which predictions of a class were counted.
+        iou: overlap that a pair needs.
+    """
+
+    counts: Int
+    class_names: tuple[str, ...]
+    thresholds: Float
+    iou: float
+
+    def normalised(self, by: Literal["truth", "predicted"]) -> Float:
+        """Rows (`truth`: diagonal = recall) or columns (`predicted`: diagonal = precision) divided by their sums; 0 for empty ones."""
+        total = self.counts.sum(axis=1 if by == "truth" else 0, keepdims=True)
+        return self.counts / np.maximum(total, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "class_names": [*self.class_names, BACKGROUND],
+            "counts": self.counts.tolist(),
+            "thresholds": [None if np.isnan(value) else float(value) for value in self.thresholds],
+            "iou": self.iou,
+        }
+
+
+def confusion_matrix(
+    comparison: Comparison, class_names: Sequence[str], thresholds: Float, *, iou: float = 0.5
+) -> ConfusionMatrix:
+    """Count which class was taken for which.
+
+    Predictions with score >= thresholds[label] are matched twice: first inside their class by COCO's rule, so that the diagonal
+    holds the true positives of these thresholds; then those left over, in descending score, with the true objects left over of any
+    class. What remains is background. Crowds, difficult objects and ignore regions, and predictions matched to them, do not count.
+
+    Args:
+        thresholds: [C]; NaN leaves a class's predictions out.
+    """
+    classes = len(class_names)
+    counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
+    predictions, truth = comparison.predictions, comparison.truth
+    used = np.flatnonzero(comparison.score >= thresholds[predictions.label])
+    objects = np.arange(len(truth))
+
+    taken = _match(comparison, (used, objects), iou, classes)
+    found = taken >= 0
+    regular = found & ~comparison.again[taken]
+    np.add.at(counts, (truth.label[taken[regular]], predictions.label[used[regular]]), 1)
+
+    lost = np.setdiff1d(objects[~comparison.again], taken[regular])
+    spare = used[~found]
+    mistaken = _match(comparison, (spare, lost), iou, None)
+    wrong = mistaken >= 0
+    np.add.at(counts, (truth.label[mistaken[wrong]], predictions.label[spare[wrong]]), 1)
+
+    false = spare[~wrong & ~comparison.excluded[spare]]
+    np.add.at(counts, (np.full(len(false), classes), predictions.label[false]), 1)
+    missed = np.setdiff1d(lost, mistaken[wrong])
+    np.add.at(counts, (truth.label[missed], np.full(len(missed), classes)), 1)
+    return ConfusionMatrix(counts, tuple(class_names), thresholds, iou)
+
+
+def _match(comparison: Comparison, subset: tuple[Int, Int], iou: float, classes: int | None) -> Int:
+    """For each prediction of `subset` the true object taken, or -1; inside classes, or across them when `classes` is None."""
+    rows, columns = subset
+    if len(rows) == 0 or len(columns) == 0:
+        return np.full(len(rows), -1, dtype=np.int64)
+    predictions, truth = comparison.predictions.select(rows), comparison.truth.select(columns)
+    keys = predictions.image, truth.image
+    if classes is not None:
+        keys = predictions.image * classes + predictions.label, truth.image * classes + truth.label
+    crowd, again = comparison.crowd[columns], comparison.again[columns]
+    pairs = find_pairs(predictions, truth, keys, crowd, iou)
+    order, _ = ranks(keys[0], comparison.score[rows])
+    taken = match(pairs, order, np.array([iou]), again[None], again).of(np.arange(len(rows)), 0)[0]
+    return np.where(taken >= 0, columns[taken], -1)
