@@ -34,9 +34,10 @@ class ConfusionMatrix:
     iou: float
 
     def normalised(self, by: Literal["truth", "predicted"]) -> Float:
-        """Rows (`truth`: diagonal = recall) or columns (`predicted`: diagonal = precision) divided by their sums; 0 for empty ones."""
-        total = self.counts.sum(axis=1 if by == "truth" else 0, keepdims=True)
-        return self.counts / np.maximum(total, 1)
+        """Rows (`truth`: diagonal = recall) or columns (`predicted`: diagonal = precision) over their sums; 0 for empty ones."""
+        total: Int = self.counts.sum(axis=1 if by == "truth" else 0, keepdims=True)
+        share: Float = self.counts / np.maximum(total, 1)
+        return share
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -54,8 +55,9 @@ def confusion_matrix(
     """Count which class was taken for which.
 
     Predictions with score >= thresholds[label] are matched twice: first inside their class by COCO's rule, so that the diagonal
-    holds the true positives of these thresholds; then those left over, in descending score, with the true objects left over of any
-    class. What remains is background. Crowds, difficult objects and ignore regions, and predictions matched to them, do not count.
+    holds the true positives of these thresholds; then those left over, in descending score, with the true objects left over
+    of any class. What remains is background. Crowds, difficult objects and ignore regions, and predictions matched to them,
+    do not count.
 
     Args:
         thresholds: [C]; NaN leaves a class's predictions out.

@@ -1,9 +1,9 @@
 """COCO detection metrics, number for number those of pycocotools, and what COCO leaves out.
 
 Average precision (Lin et al. 2014; `pycocotools.cocoeval`): per class, area range and IoU threshold, predictions of all images in
-descending score give a precision-recall curve; its upper envelope is read at 101 recalls and averaged. COCO cuts at 100 predictions per
-image and class, which hides objects on crowded scans, so the uncut number stands beside it. Values that do not exist (no truth of
-that kind) are NaN; pycocotools writes -1.
+descending score give a precision-recall curve; its upper envelope is read at 101 recalls and averaged. COCO cuts at 100
+predictions per image and class, which hides objects on crowded scans, so the uncut number stands beside it. Values that do
+not exist (no truth of that kind) are NaN; pycocotools writes -1.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ def evaluate_detection(
     kind: Kind = "boxes",
     iou_thresholds: Sequence[float] = COCO_IOU_THRESHOLDS,
     max_dets: Sequence[int] = (1, 10, 100, 0),
-    score_thresholds: float | None = None,
+    score_threshold: float | None = None,
 ) -> DetectionResult:
     """Score predictions against truth, one `Instances` of each per image.
 
     Crowds match any number of predictions, which then do not count, and so do difficult objects. A prediction of which more
-    than half lies in an ignore region (of any class) does not count unless it finds a true object. Truth is binned by `Instances.areas`
-    (else by its own area), unmatched predictions by their own.
+    than half lies in an ignore region (of any class) does not count unless it finds a true object. Truth is binned by
+    `Instances.areas` (else by its own area), unmatched predictions by their own.
 
     Args:
         kind: what is compared: boxes, oriented boxes (exact IoU), or masks.
         iou_thresholds: AP is averaged over them; each in (0, 1].
         max_dets: most predictions per image and class, 0 for all. AP is cut at the largest number, and given for all beside it.
-        score_thresholds: from which score the confusion matrix counts; None: each class's score of best F1.
+        score_threshold: from which score the confusion matrix counts; None: each class's score of best F1.
 
     Raises:
-        EvaluationError: other numbers of images, scores missing or NaN, a label without category, or what `kind` compares is absent.
+        EvaluationError: other numbers of images, scores missing or NaN, a label without category, or nothing of this `kind`.
         OptionError: a threshold or cut that cannot be used.
     """
     thresholds = np.asarray(iou_thresholds, dtype=np.float64)
@@ -64,10 +64,8 @@ def evaluate_detection(
         raise OptionError(f"max_dets must be positive numbers, or 0 for all, got {list(max_dets)}")
     comparison = compare(truths, predictions, len(categories), kind)
     tally = _tally(comparison, len(categories), thresholds, max_dets)
-    points = tally.points
-    chosen = (
-        np.array([point.threshold for point in points]) if score_thresholds is None else np.full(len(points), score_thresholds)
-    )
+    best = [point.threshold for point in tally.points]
+    chosen = np.array(best if score_threshold is None else [score_threshold] * len(best), dtype=np.float64)
     return _result(comparison, categories, tally, len(truths), thresholds, chosen)
 
 

@@ -1,7 +1,7 @@
 """The matcher: which prediction found which true object. One for boxes, oriented boxes, masks and keypoints.
 
-It follows COCO's rule (Lin et al., "Microsoft COCO", 2014; `pycocotools.cocoeval`). Inside one image and one class, predictions go
-in descending score. Each takes the free true object of largest similarity that reaches the threshold (of equals the last in the
+It follows COCO's rule (Lin et al., "Microsoft COCO", 2014; `pycocotools.cocoeval`). Inside one image and one class, predictions
+go in descending score. Each takes the free true object of largest similarity that reaches the threshold (of equals the last in the
 order of the truth); an ignored true object only when no scored one is left for it. Truth that can be matched again (crowds,
 difficult objects) is never used up.
 
@@ -192,8 +192,8 @@ def ranks(key: Int, score: Float) -> tuple[Int, Int]:
 def similarity(predictions: Shapes, truth: Shapes, pairs: tuple[Int, Int], crowd: Mask) -> Float:
     """[P] overlap of the pairs (prediction index, truth index).
 
-    |a n b| / |a u b|, or |a n b| / |a| with a the prediction where `crowd` [P] is set. Boxes have continuous edges (no + 1), masks
-    count pixels, oriented boxes are clipped exactly.
+    |a n b| / |a u b|, or |a n b| / |a| with a the prediction where `crowd` [P] is set. Boxes have continuous edges (no + 1),
+    masks count pixels, oriented boxes are clipped exactly.
     """
     left, right = pairs
     area_a, area_b = predictions.area[left], truth.area[right]
@@ -225,9 +225,9 @@ def _shared_pixels(a: MaskCrop, b: MaskCrop) -> int:
     x1, y1, x2, y2 = max(ax1, bx1), max(ay1, by1), min(ax2, bx2), min(ay2, by2)
     if x1 >= x2 or y1 >= y2:
         return 0
-    return int(
-        np.count_nonzero(a.bitmap[y1 - ay1 : y2 - ay1, x1 - ax1 : x2 - ax1] & b.bitmap[y1 - by1 : y2 - by1, x1 - bx1 : x2 - bx1])
-    )
+    first = a.bitmap[y1 - ay1 : y2 - ay1, x1 - ax1 : x2 - ax1]
+    second = b.bitmap[y1 - by1 : y2 - by1, x1 - bx1 : x2 - bx1]
+    return int(np.count_nonzero(first & second))
 
 
 def find_pairs(predictions: Shapes, truth: Shapes, keys: tuple[Int, Int], crowd: Mask, least: float) -> Pairs:

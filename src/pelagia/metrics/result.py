@@ -207,9 +207,9 @@ _CLASS_PLAIN = ("name", "id", "truths", "predictions", "ap", "ap50", "ap_all", "
 def _table(rows: Iterable[list[str]]) -> list[str]:
     rows = list(rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    lines = []
+    for name, *cells in rows:
+        lines.append(
+            "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
         )
-        for row in rows
-    ]
+    return lines
