@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-__all__ = ["Header", "HeaderError", "jpeg_is_complete", "kind_of", "parse", "png_is_complete"]
+__all__ = ["Header", "HeaderError", "is_complete", "kind_of", "parse"]
 
 Kind = Literal["jpeg", "png", "bmp", "webp", "tiff"]
 
@@ -29,7 +29,8 @@ class HeaderError(ValueError):
 class Header:
     """Facts of an image file; `width` and `height` as stored, before the orientation (EXIF 1 to 8) is applied.
 
-    `grey` says that colours are absent, whatever a decoder makes of it. `start` is the offset of the first coded data.
+    `grey` says that colours are absent, whatever a decoder makes of it. `start` is the offset of a JPEG's
+    first coded data, `length` the least number of bytes that a BMP or WebP must have; 0 where they are not known.
     """
 
     kind: Kind
@@ -39,6 +40,7 @@ class Header:
     grey: bool = False
     bits: int = 8
     start: int = 0
+    length: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -153,17 +155,16 @@ def _png(stream: BinaryIO) -> Header:
 
 
 def _bmp(stream: BinaryIO) -> Header:
-    head = _read(stream, 26)
-    (size,) = struct.unpack_from("<I", head, 14)
-    if size == 12:
-        width, height = struct.unpack_from("<HH", head, 18)
-    else:
-        width, height = struct.unpack_from("<ii", head, 18)
-    return Header("bmp", width, abs(height))
+    head = _read(stream, 34)
+    offset, size = struct.unpack_from("<II", head, 10)
+    width, height, _, bits = struct.unpack_from("<HHHH" if size == 12 else "<iiHH", head, 18)
+    packed = size > 12 and struct.unpack_from("<I", head, 30)[0] not in (0, 3)  # run lengths, or JPEG inside
+    row = (width * bits + 31) // 32 * 4
+    return Header("bmp", width, abs(height), length=0 if packed else offset + row * abs(height))
 
 
 def _webp(stream: BinaryIO) -> Header:
-    _read(stream, 12)
+    total = 8 + struct.unpack("<4sI4s", _read(stream, 12))[1]
     width = height = 0
     orientation = 1
     while len(head := stream.read(8)) == 8:
@@ -185,16 +186,18 @@ def _webp(stream: BinaryIO) -> Header:
             width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
             break
         stream.seek(after)
-    return Header("webp", width, height, orientation)
+    return Header("webp", width, height, orientation, length=total)
 
 
-def jpeg_is_complete(data: bytes, start: int) -> bool:
-    """Whether an end-of-image marker follows the coded data that begins at `start` (a decoder fills the rest with grey)."""
-    return data.rfind(b"\xff\xd9", start) >= 0
+def is_complete(data: bytes, header: Header) -> bool:
+    """Whether a file's content reaches its end: JPEG to the end-of-image marker, PNG to IEND, BMP and WebP to their length.
 
-
-def png_is_complete(data: bytes) -> bool:
-    """Whether the chunks of a PNG lead to IEND."""
+    Decoders fill what is missing with grey and only print a warning, so this is looked at before decoding.
+    """
+    if header.kind == "jpeg":
+        return data.rfind(b"\xff\xd9", header.start) >= 0
+    if header.kind != "png":
+        return len(data) >= header.length
     offset = 8
     while offset + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, offset)

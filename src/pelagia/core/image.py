@@ -124,9 +124,7 @@ def _unreadable(error: OSError, path: Path) -> ImageError:
 
 
 def _decode(data: bytes, facts: header.Header, path: Path) -> Pixels:
-    # Completeness is checked first, because decoders fill what is missing with grey and only print a warning.
-    complete = {"jpeg": lambda: header.jpeg_is_complete(data, facts.start), "png": lambda: header.png_is_complete(data)}
-    if facts.kind in complete and not complete[facts.kind]():
+    if not header.is_complete(data, facts):
         raise ImageError("cut short: the end of the image is missing; copy the file again", where=path)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -134,6 +132,8 @@ def _decode(data: bytes, facts: header.Header, path: Path) -> Pixels:
         raise ImageError(f"cannot be decoded ({str(error).strip().splitlines()[-1]})", where=path) from error
     if image is None:
         raise ImageError(f"cannot be decoded: broken, or a {facts.kind.upper()} of an unusual kind; save it again", where=path)
+    if image.shape[:2] != (facts.height, facts.width):
+        raise ImageError("broken image: its header and its data state different sizes; save it again", where=path)
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"samples are {image.dtype}; expected 8 or 16 bits", where=path)
     if image.ndim == 2:

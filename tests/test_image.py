@@ -1,0 +1,462 @@
+"""Images: every kind is read right, broken ones are named, and the warp is the one of the definition."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pelagia.core.card import Normalisation
+from pelagia.core.frame import Frame
+from pelagia.core.image import find_images, image_size, letterbox, normalise, read, to_rgb, warp, write
+from pelagia.core.types import Float
+from pelagia.errors import ImageError, OptionError
+
+
+def noise(*shape: int, dtype: Any = np.uint8, seed: int = 0) -> NDArray[Any]:
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+
+
+def smooth(height: int, width: int) -> NDArray[np.uint8]:
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)]
+    return np.stack(planes, axis=2).astype(np.uint8)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_as_pillow_applies_it(tmp_path: Path, suffix: str, orientation: int) -> None:
+    image = Image.fromarray(smooth(24, 40))
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"a{suffix}"
+    image.save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+    with Image.open(path) as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    found = read(path)
+    assert image_size(path) == (found.shape[1], found.shape[0]) == ((40, 24) if orientation < 5 else (24, 40))
+    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=3 if suffix == ".jpg" else 0)
+
+
+def test_orientation_in_a_big_endian_png_behind_the_pixels(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(noise(4, 6)).save(stream, "PNG")
+    data = stream.getvalue()
+    exif = b"MM\0*\0\0\0\x08" + struct.pack(">H", 1) + struct.pack(">HHIHH", 274, 3, 1, 6, 0) + b"\0\0\0\0"
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    path = tmp_path / "a.png"
+    path.write_bytes(data[:-12] + chunk + data[-12:])
+    np.testing.assert_array_equal(read(path)[..., 0], np.rot90(noise(4, 6), -1))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(17, 23, 1), (17, 23, 3), (600, 530, 3), (1, 1, 1)])
+def test_what_is_written_lossless_is_read_back(tmp_path: Path, suffix: str, dtype: Any, shape: tuple[int, ...]) -> None:
+    image = noise(*shape, dtype=dtype)
+    path = tmp_path / f"a{suffix}"
+    write(path, image)
+    found = read(path)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, image)
+    assert image_size(path) == (shape[1], shape[0])
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".webp", ".jpg"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_formats_are_written_and_read(tmp_path: Path, suffix: str, channels: int) -> None:
+    image = np.ascontiguousarray(smooth(40, 60)[..., :channels])
+    path = tmp_path / f"a{suffix}"
+    write(path, image)
+    found = to_rgb(read(path))
+    assert image_size(path) == (60, 40)
+    assert np.abs(found.astype(int) - to_rgb(image)).max() <= (0 if suffix == ".bmp" else 12)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_modes_of_pillow_over_white(tmp_path: Path, mode: str, suffix: str) -> None:
+    image = Image.fromarray(noise(30, 20, 4)).convert(mode)
+    path = tmp_path / f"a{suffix}"
+    image.save(path)
+    with Image.open(path) as stored:
+        rgba = stored.convert("RGBA")
+        expected = np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
+    found = read(path)
+    assert found.shape[2] == (1 if mode in ("1", "L", "LA") else 3)
+    assert np.abs(to_rgb(found).astype(int) - expected).max() <= 1
+
+
+def test_a_palette_with_transparency_is_expanded_over_white(tmp_path: Path) -> None:
+    image = Image.fromarray(noise(9, 9) % 3).convert("P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    path = tmp_path / "a.png"
+    image.save(path, transparency=1)
+    found = read(path)
+    colours = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])
+    np.testing.assert_array_equal(found, colours[np.asarray(image)])
+
+
+def test_cmyk_jpeg_looks_as_in_pillow(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth(32, 48)).convert("CMYK").save(path, quality=98)
+    with Image.open(path) as stored:
+        expected = np.asarray(stored.convert("RGB"))
+    assert np.abs(read(path).astype(int) - expected).max() <= 4
+
+
+def test_tiff_white_is_zero_planar_and_cmyk(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    image = noise(12, 10, dtype=np.uint16)
+    tifffile.imwrite(path, image, photometric="miniswhite")
+    np.testing.assert_array_equal(read(path)[..., 0], 65535 - image)
+    planes = noise(3, 12, 10)
+    tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate")
+    np.testing.assert_array_equal(read(path), planes.transpose(1, 2, 0))
+    tifffile.imwrite(path, np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 0, 0, 255]]], np.uint8), photometric="separated")
+    np.testing.assert_array_equal(read(path), [[[255, 255, 255], [0, 255, 255], [0, 0, 0]]])
+
+
+def test_of_a_stack_the_first_page_is_read(tmp_path: Path) -> None:
+    stack = noise(5, 12, 10, dtype=np.uint16)
+    for options in ({"imagej": True}, {"photometric": "minisblack"}):
+        tifffile.imwrite(tmp_path / "a.tif", stack, **options)
+        np.testing.assert_array_equal(read(tmp_path / "a.tif")[..., 0], stack[0])
+
+
+# Refusing
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".bmp", ".webp"])
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.3, 0.9])
+def test_a_file_cut_short_is_refused_in_silence(
+    tmp_path: Path, suffix: str, keep: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    write(path, noise(64, 64, 3))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(ImageError) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_embedded_thumbnail_does_not_hide_that_a_jpeg_is_cut(tmp_path: Path) -> None:
+    thumbnail = io.BytesIO()
+    Image.fromarray(noise(8, 8, 3)).save(thumbnail, "JPEG")
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noise(64, 64, 3)).save(path, exif=b"Exif\0\0" + b"II*\0\x08\0\0\0\0\0\0\0\0\0" + thumbnail.getvalue())
+    assert read(path).shape == (64, 64, 3)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ImageError, match="cut short"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a" + bytes(50), b"hello", b"\xff\xd8\xff", b"BM", b"II*\0\xff\xff\xff\xff"])
+def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    for function in (read, image_size):
+        with pytest.raises(ImageError, match=r"a\.jpg"):
+            function(path)
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data(), suffix=st.sampled_from([".jpg", ".png", ".webp", ".tif", ".bmp"]))
+def test_flipped_bytes_never_give_another_exception(
+    data: st.DataObject, suffix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"fuzz{suffix}"
+    write(path, noise(16, 16, 3))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 300)))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content))
+    for function in (read, image_size):
+        with contextlib.suppress(ImageError):
+            function(path)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    )
+    with pytest.raises(ImageError, match="limit"):
+        read(path)
+    assert image_size(path) == (60_000, 60_000)
+    write(tmp_path / "b.tif", noise(20, 20))
+    with pytest.raises(ImageError, match="20 x 20 pixels"):
+        read(tmp_path / "b.tif", max_pixels=399)
+    assert read(tmp_path / "b.tif", max_pixels=400).shape == (20, 20, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint32])
+def test_other_samples_are_refused_with_the_remedy(tmp_path: Path, dtype: Any) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((4, 4), dtype))
+    with pytest.raises(ImageError, match="save as 16 bit"):
+        read(path)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="does not exist"):
+        read(tmp_path / "absent.png")
+    with pytest.raises(ImageError, match="cannot read"):
+        read(tmp_path)
+
+
+def test_writing_refuses_what_a_format_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="8 bits"):
+        write(tmp_path / "a.jpg", noise(4, 4, dtype=np.uint16))
+    with pytest.raises(OptionError, match="use one of"):
+        write(tmp_path / "a.xyz", noise(4, 4))
+    with pytest.raises(OptionError, match="must be"):
+        write(tmp_path / "a.png", noise(4, 4, 2))
+    with pytest.raises(OptionError, match=r"fit \.jpg"):
+        write(tmp_path / "a.jpg", np.zeros((1, 70_000), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finding_images(tmp_path: Path) -> None:
+    for name in ("b/2.PNG", "b/1.jpg", "a.tif", "b/.hidden.png", ".c/x.png", "note.txt", "b/deep/3.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b"")
+    names = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert names == ["a.tif", "b/1.jpg", "b/2.PNG", "b/deep/3.webp"]
+    assert find_images([str(tmp_path / "b" / "*.jpg"), tmp_path / "b" / "1.jpg"]) == [tmp_path / "b" / "1.jpg"]
+    assert find_images(tmp_path / "note.txt") == [tmp_path / "note.txt"]
+    assert len(find_images(str(tmp_path / "**" / "*"))) == 4
+    with pytest.raises(ImageError, match="no such"):
+        find_images(tmp_path / "absent")
+    with pytest.raises(ImageError, match="no image"):
+        find_images(str(tmp_path / "*.bmp"))
+
+
+# Geometry
+
+
+def naive_warp(image: NDArray[Any], matrix: Float, size: tuple[int, int], fill: float) -> Float:
+    """The definition for scales above 1/2: bilinear interpolation of the image continued by `fill`."""
+    height, width = image.shape[:2]
+    result = np.empty((size[1], size[0], image.shape[2]))
+    back = np.linalg.inv(matrix[:, :2])
+
+    def sample(row: int, column: int) -> Any:
+        return image[row, column].astype(float) if 0 <= row < height and 0 <= column < width else np.full(image.shape[2], fill)
+
+    for row in range(size[1]):
+        for column in range(size[0]):
+            x, y = back @ (np.array([column + 0.5, row + 0.5]) - matrix[:, 2]) - 0.5
+            i, j = math.floor(y), math.floor(x)
+            a, b = y - i, x - j
+            result[row, column] = (1 - a) * ((1 - b) * sample(i, j) + b * sample(i, j + 1)) + a * (
+                (1 - b) * sample(i + 1, j) + b * sample(i + 1, j + 1)
+            )
+    return result
+
+
+def similarity(angle: float, scale: float, x: float, y: float) -> Float:
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    return np.array([[cos, -sin, x], [sin, cos, y]])
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    angle=st.floats(-4, 4),
+    scale=st.floats(0.55, 3),
+    x=st.floats(-20, 30),
+    y=st.floats(-20, 30),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+)
+def test_warp_equals_the_definition(angle: float, scale: float, x: float, y: float, dtype: Any) -> None:
+    # Smooth content: OpenCV before version 5 rounds sampling positions to 1/32 pixel.
+    image = cv2.GaussianBlur(noise(19, 23, 3, dtype=dtype), (0, 0), 2).astype(dtype)
+    matrix = similarity(angle, scale, x, y)
+    found = warp(image, matrix, (21, 17), fill=114)
+    expected = naive_warp(image, matrix, (21, 17), 114)
+    inside = np.abs(naive_warp(np.ones((19, 23, 1)), matrix, (21, 17), 0)[..., 0] - 1) < 1e-9
+    unit = np.iinfo(dtype).max / 255
+    assert np.abs(found - expected)[inside].max(initial=0) <= 2 * unit
+    assert np.abs(found - expected).max() <= 10 * unit
+
+
+@settings(deadline=None, max_examples=40)
+@given(angle=st.floats(-4, 4), scale=st.floats(0.2, 3), x=st.floats(-9, 9), y=st.floats(-9, 9))
+def test_nearest_takes_the_pixel_under_the_centre(angle: float, scale: float, x: float, y: float) -> None:
+    labels = noise(15, 18, dtype=np.uint16)
+    matrix = similarity(angle, scale, x, y)
+    found = warp(labels, matrix, (16, 14), fill=0, interpolation="nearest")
+    assert found.shape == (14, 16)
+    back = np.linalg.inv(matrix[:, :2])
+    for row in range(14):
+        for column in range(16):
+            u, v = back @ (np.array([column + 0.5, row + 0.5]) - matrix[:, 2])
+            if min(abs(u - round(u)), abs(v - round(v))) < 0.02:
+                continue
+            inside = 0 <= u < 18 and 0 <= v < 15
+            assert found[row, column] == (labels[math.floor(v), math.floor(u)] if inside else 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.bool_])
+@pytest.mark.parametrize("shift", [(0, 0), (5, -3), (-7, 2), (-30, 0), (40, 40)])
+def test_identity_and_whole_shifts_copy_exactly(dtype: Any, shift: tuple[int, int]) -> None:
+    image = (noise(20, 25, 3) > 100) if dtype == np.bool_ else noise(20, 25, 3).astype(dtype)
+    x, y = shift
+    found = warp(image, np.array([[1, 0, x], [0, 1, y]], float), (25, 20), fill=1)
+    expected = np.full_like(image, 1)
+    for row in range(20):
+        for column in range(25):
+            if 0 <= row - y < 20 and 0 <= column - x < 25:
+                expected[row, column] = image[row - y, column - x]
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, expected)
+    assert not np.shares_memory(found, image)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+def test_flips_and_quarter_turns_are_exact(interpolation: Any) -> None:
+    image = noise(20, 25, 1)
+    flipped = warp(image, np.array([[-1, 0, 25], [0, 1, 0]], float), (25, 20), interpolation=interpolation)
+    np.testing.assert_array_equal(flipped, image[:, ::-1])
+    turned = warp(image, np.array([[0, -1, 20], [1, 0, 0]], float), (20, 25), interpolation=interpolation)
+    np.testing.assert_array_equal(turned, np.rot90(image, -1))
+
+
+@pytest.mark.parametrize("factor", [2, 3, 5])
+@pytest.mark.parametrize("shape", [(30, 60, 3), (31, 64, 1), (29, 61, 3)])
+def test_shrinking_averages_blocks_continued_by_fill(factor: int, shape: tuple[int, ...]) -> None:
+    image = noise(*shape)
+    rows, columns = -(-shape[0] // factor), -(-shape[1] // factor)
+    padded = np.full((rows * factor, columns * factor, shape[2]), 114.0)
+    padded[: shape[0], : shape[1]] = image
+    expected = padded.reshape(rows, factor, columns, factor, shape[2]).mean(axis=(1, 3))
+    found = warp(image, np.array([[1 / factor, 0, 0], [0, 1 / factor, 0]]), (columns, rows))
+    assert np.abs(found - expected).max() <= 0.5 + 1e-9
+
+
+def test_shrinking_keeps_thin_lines_and_positions() -> None:
+    image = np.zeros((1000, 1000, 1), np.uint8)
+    image[:, 401] = 255
+    image[:, 700:800] = 255
+    found = warp(image, np.array([[0.1, 0, 0.3], [0, 0.1, 0.4]]), (101, 101), fill=0).astype(float)[50, :, 0]
+    assert found[:60].sum() == pytest.approx(25.5, abs=1)
+    centre = (found[60:] * (np.arange(60, 101) + 0.5)).sum() / found[60:].sum()
+    assert centre == pytest.approx(75 + 0.3, abs=0.02)
+
+
+@settings(deadline=None, max_examples=25)
+@given(scale=st.floats(0.08, 1.5), angle=st.floats(-3, 3), left=st.integers(0, 300), top=st.integers(0, 200))
+def test_a_canvas_moved_over_an_image_sees_the_same_pixels(scale: float, angle: float, left: int, top: int) -> None:
+    """The part that is cut out before warping is on one grid of blocks, so that tiles agree with the whole."""
+    image = cv2.GaussianBlur(noise(400, 500), (0, 0), 1)
+    matrix = similarity(angle, scale, 100.25, 80.5)
+    whole = warp(image, matrix, (400, 300))
+    moved = matrix.copy()
+    moved[:, 2] -= (left, top)
+    tile = warp(image, moved, (60, 50))
+    overlap = whole[top : top + 50, left : left + 60].astype(int)
+    assert np.abs(tile[: overlap.shape[0], : overlap.shape[1]] - overlap).max(initial=0) <= 2
+
+
+def test_images_wider_than_opencv_allows() -> None:
+    image = np.zeros((40, 70_000), np.uint8)
+    image[:, 69_000:69_010] = 200
+    found = warp(image, np.array([[1.5, 0, -69_000 * 1.5], [0, 1.5, 0.25]]), (30, 40))
+    assert (found[5:-5, 2:12] == 200).all()
+    assert (found[5:-5, 20:] == 0).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    to=st.tuples(st.integers(16, 200), st.integers(16, 200)),
+    enlarge=st.booleans(),
+)
+def test_letterbox_is_the_warp_of_its_frame(width: int, height: int, to: tuple[int, int], enlarge: bool) -> None:
+    image = noise(height, width, 3)
+    found, frame = letterbox(image, to, enlarge=enlarge)
+    assert found.shape == (*to, 3)
+    assert (frame.width, frame.height) == (width, height)
+    np.testing.assert_array_equal(found, warp(image, frame.inverse, (to[1], to[0])))
+    corners = np.array([[0.0, 0.0], [width, height]])
+    inside = (corners - frame.matrix[:, 2]) / np.diag(frame.matrix[:, :2])
+    assert (inside >= -1e-6).all()
+    assert (inside <= [to[1] + 1e-6, to[0] + 1e-6]).all()
+    expected = Frame.letterbox(width, height, to[1], to[0], enlarge=enlarge)
+    np.testing.assert_array_equal(frame.matrix, expected.matrix)
+
+
+def test_letterbox_copies_what_fits() -> None:
+    image = noise(427, 640, 3)
+    found, _ = letterbox(image, (640, 640))
+    np.testing.assert_array_equal(found[106:533], image)
+    assert (found[:106] == 114).all()
+    assert (found[533:] == 114).all()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "size"),
+    [
+        ([[1, 0, 0], [1, 0, 0]], (4, 4)),
+        ([[1, 0, math.nan], [0, 1, 0]], (4, 4)),
+        ([[1, 0], [0, 1]], (4, 4)),
+        (np.eye(2, 3), (0, 4)),
+    ],
+)
+def test_warp_refuses_impossible_maps(matrix: Any, size: tuple[int, int]) -> None:
+    with pytest.raises(OptionError, match="a warp needs"):
+        warp(noise(4, 4), np.array(matrix, float), size)
+
+
+# Intensities
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalise_equals_its_formula(dtype: Any, channels: int) -> None:
+    image = noise(7, 9, channels, dtype=dtype)
+    top = float(np.iinfo(dtype).max)
+    window = Normalisation(low=0.1 * top, high=0.8 * top, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    found = normalise(image, window)
+    assert found.dtype == np.float32
+    for channel in range(3):
+        plane = image[..., channel % channels].astype(float)
+        expected = (np.clip((plane - window.low) / (window.high - window.low), 0, 1) - window.mean[channel]) / window.std[channel]
+        np.testing.assert_allclose(found[channel], expected, atol=1e-6)
+
+
+def test_normalise_refuses_an_empty_window() -> None:
+    with pytest.raises(OptionError, match="high > low"):
+        normalise(noise(2, 2, 1), Normalisation(low=5, high=5))
+    with pytest.raises(OptionError, match="uint8"):
+        normalise(np.zeros((2, 2, 1), np.float32), Normalisation())  # type: ignore[arg-type]
+
+
+def test_to_rgb() -> None:
+    grey = noise(5, 6, dtype=np.uint16)
+    for image in (grey, grey[..., None]):
+        np.testing.assert_array_equal(to_rgb(image), np.stack([grey] * 3, axis=2))
+    colour = noise(5, 6, 3)
+    assert to_rgb(colour) is colour
+    with pytest.raises(OptionError, match="must be"):
+        to_rgb(noise(5, 6, 2))
