@@ -199,7 +199,8 @@ def _intersection(a: Float, b: Float) -> Float:
     total = np.zeros_like(x)
     for i in range(4):
         total += _edge_integral(xs[i], ys[i], xs[(i + 1) % 4], ys[(i + 1) % 4], c, d)
-    return np.clip(total, 0.0, np.minimum(a[2] * a[3], b[2] * b[3]))
+    result: Float = np.clip(total, 0.0, np.minimum(a[2] * a[3], b[2] * b[3]))
+    return result
 
 
 def _edge_integral(x0: Float, y0: Float, x1: Float, y1: Float, c: Float, d: Float) -> Float:
