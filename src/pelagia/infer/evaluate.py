@@ -1,0 +1,151 @@
+"""Scoring a model on a data set: any runtime, batched, then the exact metrics.
+
+Training validates through the same function, so that a number seen while training is the number that `pelagia evaluate` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from pelagia.core.card import ModelCard
+from pelagia.core.types import Category, Instances, Int, Task
+from pelagia.data.dataset import Dataset
+from pelagia.decode import DecodeOptions
+from pelagia.errors import EvaluationError, OptionError
+from pelagia.infer.predict import PredictOptions, predict_batch, predict_image
+from pelagia.infer.progress import track
+from pelagia.infer.runtimes import Runtime
+from pelagia.metrics.detection import evaluate_detection
+from pelagia.metrics.matching import Kind
+from pelagia.metrics.result import DetectionResult
+
+__all__ = ["EvaluateOptions", "evaluate", "match_classes", "predict_dataset", "score"]
+
+#: Most predictions per image where nothing crowds: three times COCO's cap per class.
+_MOST = 300
+
+_KINDS: dict[Task, Kind] = {"detect": "boxes", "oriented": "oriented", "instance": "masks"}
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How predictions for a score are made.
+
+    Raises:
+        OptionError: a value cannot be used.
+    """
+
+    score: float = field(
+        default=0.001,
+        metadata={"help": "Predictions below it do not enter the curves; leave it low, AP needs the weak ones too."},
+    )
+    nms_iou: float = field(default=0.7, metadata={"help": "Of two predictions of a class that overlap more, the weaker goes."})
+    most: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most predictions per image, 0 for all; by default 300, or 3 times the most objects that an image holds."
+        },
+    )
+    batch: int = field(default=16, metadata={"help": "Images per step."})
+    tiled: bool = field(
+        default=False,
+        metadata={"help": "Predict large images in overlapping tiles, as `predict` does, instead of shrinking them."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise OptionError(f"batch must be at least 1, got {self.batch}")
+        if self.most is not None and self.most < 0:
+            raise OptionError(f"most must be 0 (no limit) or positive, got {self.most}")
+
+
+def evaluate(
+    runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None
+) -> DetectionResult:
+    """Predict every image of `dataset` and score the predictions against its truth.
+
+    Classes are matched by name: a class that only the model knows does not count, a class that only the data know is never found.
+
+    Args:
+        show: a progress bar; None for one where standard error is a terminal.
+
+    Raises:
+        EvaluationError: no image, no common class, or a task that has no score yet.
+    """
+    return score(dataset, predict_dataset(runtime, dataset, options, show=show), runtime.card.task)
+
+
+def score(dataset: Dataset, predictions: Sequence[Instances], task: Task | None = None) -> DetectionResult:
+    """Score `predictions`, one per image with labels of `dataset`, by what `task` (by default the data's) compares.
+
+    Raises:
+        EvaluationError: see `evaluate`.
+    """
+    task = task or dataset.task
+    if task not in _KINDS:
+        raise EvaluationError(f"the task {task!r} cannot be scored yet, only {', '.join(_KINDS)}", where=dataset.root)
+    if len(dataset) == 0:
+        raise EvaluationError("there is no image to score", where=dataset.root)
+    dataset = dataset.with_task(task)
+    truths = [dataset.truth(index, masks=task == "instance") for index in range(len(dataset))]
+    return evaluate_detection(truths, predictions, dataset.categories, kind=_KINDS[task])
+
+
+def predict_dataset(
+    runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None
+) -> list[Instances]:
+    """One prediction per image of `dataset`, in pixels of the originals, with the labels of `dataset`.
+
+    Raises:
+        EvaluationError: model and data have no class in common.
+    """
+    options = options or EvaluateOptions()
+    labels = match_classes(runtime.card, dataset.categories)
+    decoding = DecodeOptions(
+        score=options.score, nms_iou=options.nms_iou, most=_most(dataset, options), multi_label=True, class_scores={}
+    )
+    found: list[Instances] = []
+    starts = range(0, len(dataset), options.batch)
+    for start in track(starts, "evaluating", show=show):
+        indices = range(start, min(start + options.batch, len(dataset)))
+        if options.tiled:
+            tiling = PredictOptions(batch=options.batch)
+            found += [predict_image(runtime, dataset.image(index), tiling, decoding=decoding) for index in indices]
+        else:
+            found += predict_batch(runtime, [dataset.image(index) for index in indices], decoding)
+    return [_relabel(item, labels) for item in found]
+
+
+def match_classes(card: ModelCard, categories: Sequence[Category]) -> Int:
+    """[C of the model], the label in `categories` of the class of the same name, -1 where there is none.
+
+    Raises:
+        EvaluationError: no class has the same name.
+    """
+    position = {category.name: label for label, category in enumerate(categories)}
+    labels = np.array([position.get(name, -1) for name in card.class_names], dtype=np.int64)
+    if len(labels) and (labels < 0).all():
+        raise EvaluationError(
+            f"no class of the model ({_some(card.class_names)}) has the name of a class of the data ({_some(list(position))})",
+            where=card.name,
+        )
+    return labels
+
+
+def _most(dataset: Dataset, options: EvaluateOptions) -> int:
+    if options.most is not None:
+        return options.most
+    objects = np.diff(dataset.annotations.starts)
+    return max(_MOST, 3 * int(objects.max(initial=0)))
+
+
+def _relabel(found: Instances, labels: Int) -> Instances:
+    changed = replace(found, labels=labels[found.labels])
+    return changed.select(changed.labels >= 0)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,249 @@
+"""Tiles over a large image, and one object out of its views in several tiles.
+
+Tiles overlap. An object no larger than the overlap is seen whole by at least one tile; others may see a piece of it, cut by
+their border. Three rules join the views, and they only ever touch detections of *different* tiles:
+
+1. Seen whole twice: two detections of one class inside the common area of their tiles, one to one by descending IoU. The weaker
+   goes.
+2. Cut here, whole there: a detection at an inner border of its tile that lies in a detection which another tile sees whole and
+   which crosses that border. The cut one goes, whatever its class: a sliver tells little.
+3. Cut on both sides (larger than the overlap): two cut detections of one class that agree within the common area of their tiles
+   are pieces of one object and become their hull.
+
+So a predictor without error finds on tiles exactly what it finds on the whole (a test), and neighbours that touch or overlap are
+never merged, as a suppression over the whole image would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pelagia.core import boxes as core_boxes
+from pelagia.core import oriented as core_oriented
+from pelagia.core.types import Float, Instances, Int, Mask
+from pelagia.errors import OptionError
+
+__all__ = ["Tile", "join", "lay_tiles"]
+
+#: Two whole views are one object from this IoU on.
+_SAME_IOU = 0.5
+
+#: A cut view belongs to a whole one that holds at least this share of it.
+_PIECE_SHARE = 0.7
+
+#: Two pieces belong together when, within the common area of their tiles, they overlap with at least this IoU.
+_PIECE_IOU = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A window of an image, in its pixels; it may reach beyond the right and the lower edge."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """x1, y1, x2, y2."""
+        return self.x, self.y, self.x + self.width, self.y + self.height
+
+
+def lay_tiles(image: tuple[int, int], tile: tuple[int, int], overlap: int, multiple: int = 1) -> list[Tile]:
+    """Tiles of one size that cover an image, row by row, evenly spread; sizes are width and height.
+
+    Neighbours overlap by `overlap` pixels at least. Offsets are multiples of `multiple`: a network of that stride then sees the
+    same grid in every tile; the last tile of a row or column may therefore stick out, by less than `multiple`.
+
+    Raises:
+        OptionError: the overlap leaves no step forward.
+    """
+    most = min(tile) - multiple
+    if not 0 <= overlap <= most:
+        raise OptionError(
+            f"an overlap of {overlap} px does not fit tiles of {tile[0]} x {tile[1]} px; at most {most} px is possible"
+        )
+    columns, rows = (_offsets(length, side, overlap, multiple) for length, side in zip(image, tile, strict=True))
+    return [Tile(x, y, *tile) for y in rows for x in columns]
+
+
+def _offsets(length: int, size: int, overlap: int, multiple: int) -> list[int]:
+    # In units of `multiple`: the last offset is rounded up, the step down, so coverage and overlap are kept.
+    last = -(-max(length - size, 0) // multiple)
+    step = max((size - overlap) // multiple, 1)
+    count = -(-last // step)
+    return [index * last // max(count, 1) * multiple for index in range(count + 1)]
+
+
+def join(
+    parts: Sequence[Instances], tiles: Sequence[Tile], size: tuple[int, int], *, margin: float, agnostic: bool = False
+) -> Instances:
+    """All objects of an image, strongest first, each once, from the detections of its tiles in pixels of the image.
+
+    Args:
+        parts: what each tile found.
+        size: width and height of the image; its edges cut nothing.
+        margin: a detection that comes so near to an inner border of its tile, in pixels, counts as cut by it.
+        agnostic: let views of different classes be one object.
+    """
+    found = Instances.concatenate(parts)
+    owner = np.repeat(np.arange(len(tiles)), [len(part) for part in parts])
+    views = _Views(found, found.box_array, owner, _cut_by(found.box_array, owner, tiles, size, margin), agnostic)
+    groups = np.arange(len(found))
+    members = np.split(np.arange(len(found)), np.cumsum([len(part) for part in parts])[:-1])
+    dropped = np.zeros(len(found), dtype=np.bool_)
+    pieces: list[tuple[Int, Int]] = []
+    for first, second in _neighbours(tiles):
+        zone = _common(tiles[first], tiles[second])
+        a, b = (_touching(views.boxes, members[tile], zone) for tile in (first, second))
+        if len(a) and len(b):
+            _drop_doubles(views, a, b, zone, margin, dropped)
+            _drop_cut(views, a, b, tiles[first], dropped)
+            _drop_cut(views, b, a, tiles[second], dropped)
+            pieces.append(_pieces(views, a, b, zone))
+    for a, b in pieces:
+        alive = ~dropped[a] & ~dropped[b]
+        _unite(groups, a[alive], b[alive])
+    merged = _hulls(found, groups, np.flatnonzero(~dropped))
+    assert merged.scores is not None
+    return merged.select(np.argsort(-merged.scores, kind="stable"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """The detections of all tiles: their bounds, tiles, and which of the four inner borders cut them [N, 4]."""
+
+    found: Instances
+    boxes: Float
+    owner: Int
+    cut: Mask
+    agnostic: bool
+
+    def same_class(self, a: Int, b: Int) -> Mask:
+        """[len(a), len(b)], whether two views may be one object."""
+        if self.agnostic:
+            return np.ones((len(a), len(b)), dtype=np.bool_)
+        equal: Mask = self.found.labels[a, None] == self.found.labels[None, b]
+        return equal
+
+    def iou(self, a: Int, b: Int) -> Float:
+        """[len(a), len(b)]."""
+        oriented = self.found.oriented
+        if oriented is None:
+            return core_boxes.iou(self.boxes[a], self.boxes[b])
+        return core_oriented.iou(oriented[a], oriented[b])
+
+
+def _neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
+    """Pairs of tiles with a common area, the earlier first."""
+    boxes = np.array([tile.box for tile in tiles], dtype=np.float64).reshape(-1, 4)
+    pairs = []
+    for first in range(len(tiles)):
+        later = boxes[first + 1 :]
+        near = ((later[:, :2] < boxes[first, 2:]) & (later[:, 2:] > boxes[first, :2])).all(axis=1)
+        pairs += [(first, int(second)) for second in np.flatnonzero(near) + first + 1]
+    return pairs
+
+
+def _common(a: Tile, b: Tile) -> Float:
+    """x1, y1, x2, y2 of the common area of two tiles."""
+    left, top = np.maximum(a.box[:2], b.box[:2])
+    right, bottom = np.minimum(a.box[2:], b.box[2:])
+    return np.array([left, top, right, bottom], dtype=np.float64)
+
+
+def _cut_by(boxes: Float, owner: Int, tiles: Sequence[Tile], size: tuple[int, int], margin: float) -> Mask:
+    """[N, 4]: does the left, top, right, lower border of its tile, inside the image, cut a detection?"""
+    borders = np.array([tile.box for tile in tiles], dtype=np.float64).reshape(-1, 4)[owner]
+    inner = np.concatenate([borders[:, :2] > 0, borders[:, 2:] < size], axis=1)
+    near = np.concatenate([boxes[:, :2] <= borders[:, :2] + margin, boxes[:, 2:] >= borders[:, 2:] - margin], axis=1)
+    cut: Mask = inner & near
+    return cut
+
+
+def _touching(boxes: Float, members: Int, zone: Float) -> Int:
+    own = boxes[members]
+    return members[((own[:, :2] < zone[2:]) & (own[:, 2:] > zone[:2])).all(axis=1)]
+
+
+def _within(boxes: Float, zone: Float, margin: float) -> Mask:
+    inside = (boxes[:, :2] >= zone[:2] - margin) & (boxes[:, 2:] <= zone[2:] + margin)
+    return np.asarray(inside.all(axis=1))
+
+
+def _drop_doubles(views: _Views, a: Int, b: Int, zone: Float, margin: float, dropped: Mask) -> None:
+    """Rule 1."""
+    a, b = (part[_within(views.boxes[part], zone, margin)] for part in (a, b))
+    overlap = np.where(views.same_class(a, b), views.iou(a, b), 0.0)
+    rows, columns = np.nonzero(overlap >= _SAME_IOU)
+    scores = views.found.scores
+    assert scores is not None
+    taken: set[int] = set()
+    for pair in np.argsort(-overlap[rows, columns], kind="stable"):
+        one, other = int(a[rows[pair]]), int(b[columns[pair]])
+        if one not in taken and other not in taken:
+            taken |= {one, other}
+            # A cut view never wins over a whole one; else the stronger, else that of the earlier tile.
+            rank = [(bool(views.cut[item].any()), -scores[item]) for item in (one, other)]
+            dropped[other if rank[0] <= rank[1] else one] = True
+
+
+def _drop_cut(views: _Views, a: Int, b: Int, tile: Tile, dropped: Mask) -> None:
+    """Rule 2: pieces among `a`, which `tile` saw, of whole views among `b`."""
+    a = a[views.cut[a].any(axis=1)]
+    b = b[~views.cut[b].any(axis=1)]
+    x1, y1, x2, y2 = tile.box
+    whole = views.boxes[b]
+    crosses = np.stack([whole[:, 0] < x1, whole[:, 1] < y1, whole[:, 2] > x2, whole[:, 3] > y2], axis=1)
+    through_same = (views.cut[a][:, None, :] & crosses[None]).any(axis=2)
+    area = core_boxes.area(views.boxes[a])
+    share = core_boxes.intersection(views.boxes[a], whole) / np.maximum(area, 1e-12)[:, None]
+    dropped[a[(through_same & (share >= _PIECE_SHARE)).any(axis=1)]] = True
+
+
+def _pieces(views: _Views, a: Int, b: Int, zone: Float) -> tuple[Int, Int]:
+    """Rule 3: pairs of pieces of one object."""
+    a, b = (part[views.cut[part].any(axis=1)] for part in (a, b))
+    low, high = np.tile(zone[:2], 2), np.tile(zone[2:], 2)
+    inside = [np.clip(views.boxes[part], low, high) for part in (a, b)]
+    agree = views.same_class(a, b) & (core_boxes.iou(inside[0], inside[1]) >= _PIECE_IOU)
+    rows, columns = np.nonzero(agree)
+    return a[rows], b[columns]
+
+
+def _unite(groups: Int, a: Int, b: Int) -> None:
+    """Give both members of each pair one root in the forest `groups`."""
+    for one, other in zip(a.tolist(), b.tolist(), strict=True):
+        roots = []
+        for item in (one, other):
+            while groups[item] != item:
+                groups[item] = groups[groups[item]]
+                item = int(groups[item])
+            roots.append(item)
+        groups[max(roots)] = min(roots)
+
+
+def _hulls(found: Instances, groups: Int, alive: Int) -> Instances:
+    """The living detections; those of one group become their hull with the score and class of the strongest."""
+    assert found.scores is not None
+    roots = groups[alive].copy()
+    while (groups[roots] != roots).any():
+        roots = groups[roots]
+    order = np.lexsort((-found.scores[alive], roots))
+    alive, roots = alive[order], roots[order]
+    starts = np.flatnonzero(np.r_[True, roots[1:] != roots[:-1]]) if len(roots) else np.zeros(0, dtype=np.int64)
+    merged = found.select(alive[starts])
+    ends = np.append(starts[1:], len(alive))
+    for position in np.flatnonzero(ends - starts > 1):
+        group = alive[starts[position] : ends[position]]
+        if merged.boxes is not None:
+            assert found.boxes is not None
+            merged.boxes[position] = [*found.boxes[group, :2].min(axis=0), *found.boxes[group, 2:].max(axis=0)]
+        if merged.oriented is not None:
+            assert found.oriented is not None
+            merged.oriented[position] = core_oriented.from_points(core_oriented.to_corners(found.oriented[group]).reshape(-1, 2))
+    return merged
