@@ -70,7 +70,7 @@ def confusion_matrix(
 
     taken = _match(comparison, (used, objects), iou, classes)
     found = taken >= 0
-    regular = found & ~comparison.again[taken]
+    regular = found & ~np.append(comparison.again, True)[taken]  # -1 reads the appended one
     np.add.at(counts, (truth.label[taken[regular]], predictions.label[used[regular]]), 1)
 
     lost = np.setdiff1d(objects[~comparison.again], taken[regular])

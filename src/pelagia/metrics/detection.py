@@ -180,7 +180,7 @@ def _outcome(matches: Matches, chosen: Int, ignored: Mask, outside: Mask, area: 
     """[T, n] twice: true positives, and true or false positives."""
     taken = matches.of(chosen, area)
     found = taken >= 0
-    correct = found & ~np.append(ignored, True)[taken]
+    correct = found & ~np.append(ignored, True)[taken]  # -1 reads the appended one
     return correct, correct | ~(found | outside[chosen])
 
 

@@ -1,8 +1,8 @@
 """The matcher: which prediction found which true object. One for boxes, oriented boxes, masks and keypoints.
 
 It follows COCO's rule (Lin et al., "Microsoft COCO", 2014; `pycocotools.cocoeval`). Inside one image and one class, predictions
-go in descending score. Each takes the free true object of largest similarity that reaches the threshold (of equals the last in the
-order of the truth); an ignored true object only when no scored one is left for it. Truth that can be matched again (crowds,
+go in descending score. Each takes the free true object of largest similarity that reaches the threshold (of equals the last in
+the order of the truth); an ignored true object only when no scored one is left for it. Truth that can be matched again (crowds,
 difficult objects) is never used up.
 
 How it stays vectorised: only pairs whose similarity reaches the lowest threshold matter, and they are few. Predictions that share
