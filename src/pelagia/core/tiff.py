@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pelagia.errors import ImageError
 
-__all__ = ["TiffPage", "open_page", "over_white", "read_page", "to_pixels"]
+__all__ = ["TiffPage", "in_pieces", "open_page", "over_white", "read_page", "read_piece", "to_pixels"]
 
 #: What tifffile and imagecodecs raise on broken files (TiffFileError is a ValueError, codec errors are RuntimeErrors).
 BROKEN = (ValueError, RuntimeError, OSError, KeyError, IndexError, TypeError, struct.error, ZeroDivisionError, MemoryError)
@@ -147,3 +147,41 @@ def read_page(page: TiffPage) -> NDArray[Any]:
         return to_pixels(data, page.page)
     except BROKEN as error:
         raise ImageError(f"the pixel data cannot be decoded ({error}); copy or save the file again", where=page.path) from error
+
+
+def in_pieces(page: TiffPage, most_pixels: int) -> bool:
+    """Whether the page is stored in several tiles or strips of at most `most_pixels` each."""
+    inner = page.page
+    if inner.planarconfig == 2 and inner.samplesperpixel > 1:
+        return False
+    pixels = inner.tilelength * inner.tilewidth if inner.is_tiled else inner.rowsperstrip * inner.imagewidth
+    return len(inner.dataoffsets) > 1 and 0 < pixels <= most_pixels
+
+
+def read_piece(page: TiffPage, row: int, column: int) -> NDArray[Any]:
+    """Tile (row, column), or strip `row`, of a page with interleaved samples, [h, w, C], cut at the image's border.
+
+    Raises:
+        ImageError: its data is broken or cut short.
+    """
+    inner = page.page
+    across = -(-page.width // inner.tilewidth) if inner.is_tiled else 1
+    index = row * across + column
+    try:
+        handle = inner.parent.filehandle
+        offset, count = inner.dataoffsets[index], inner.databytecounts[index]
+        rows, columns = (inner.tilelength, inner.tilewidth) if inner.is_tiled else (inner.rowsperstrip, page.width)
+        cut = min(rows, page.height - row * rows), min(columns, page.width - column * columns)
+        if count == 0:  # a sparse file leaves out pieces of nothing but the fill value
+            samples = np.full((*cut, int(inner.samplesperpixel)), inner.nodata, dtype=inner.dtype)
+            return to_pixels(samples, inner)
+        if offset + count > handle.size:
+            raise ImageError("cut short: pixel data is missing at the end; copy the file again", where=page.path)
+        handle.seek(offset)
+        data = handle.read(count)  # before `decode`, which is made at its first use and moves the file's position
+        decoded = inner.decode(data, index, jpegtables=inner.jpegtables)[0]
+        return to_pixels(np.asarray(decoded)[0, : cut[0], : cut[1]], inner)
+    except BROKEN as error:
+        raise ImageError(
+            f"piece {index} of the pixel data cannot be decoded ({error}); copy or save the file again", where=page.path
+        ) from error
