@@ -125,7 +125,7 @@ def _candidates(scores: NDArray[Any], thresholds: Float, multi_label: bool, card
 
 def _distances(logits: NDArray[Any]) -> Float:
     """[4 R, n] logits -> [n, 4] expected distances in strides: sum over bins k of k softmax(logits)_k."""
-    bins = logits.reshape(4, -1, logits.shape[1]).astype(np.float64)
+    bins = logits.reshape(4, logits.shape[0] // 4, logits.shape[1]).astype(np.float64)
     weights = np.exp(bins - bins.max(axis=1, keepdims=True))
     expected: Float = np.einsum("k,skn->ns", np.arange(bins.shape[1], dtype=np.float64), weights) / weights.sum(axis=1).T
     return expected

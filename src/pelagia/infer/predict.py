@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.image import image_size, letterbox, normalise, read, warp
-from pelagia.core.scan import open_scan
+from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Instances
 from pelagia.decode import DecodeOptions, decode
 from pelagia.errors import ImageError, ModelError, OptionError
 from pelagia.infer.runtimes import Runtime
 from pelagia.infer.tiles import Tile, join, lay_tiles
 
-__all__ = ["FileResult", "PredictOptions", "Window", "predict_batch", "predict_files", "predict_image"]
+__all__ = ["FileResult", "PredictOptions", "predict_batch", "predict_files", "predict_image"]
 
 #: An image is tiled when one of its sides is longer than this many tiles.
 TILE_FACTOR = 1.5
@@ -90,24 +90,6 @@ class PredictOptions:
         )
 
 
-class Window(Protocol):
-    """An image that is read in parts (`core.scan.Scan`)."""
-
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        ...
-
-    @property
-    def height(self) -> int:
-        """In pixels."""
-        ...
-
-    def read(self, x: int, y: int, width: int, height: int) -> NDArray[Any]:
-        """[height, width, C] from column x, row y."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class FileResult:
     """What came of one image file: `found`, or the sentence why it could not be read."""
@@ -128,7 +110,7 @@ def predict_batch(runtime: Runtime, images: Sequence[NDArray[Any]], options: Dec
 
 def predict_image(
     runtime: Runtime,
-    image: NDArray[Any] | Window,
+    image: NDArray[Any] | Scan,
     options: PredictOptions | None = None,
     *,
     decoding: DecodeOptions | None = None,
@@ -142,11 +124,11 @@ def predict_image(
     """
     options = options or PredictOptions()
     decoding = decoding or options.decoding(runtime.card)
-    window = _Array(_checked(image)) if isinstance(image, np.ndarray) else image
+    scan = Scan.of(_checked(image)) if isinstance(image, np.ndarray) else image
     tile = _tile_size(runtime.card, options)
-    if options.tiling != "always" and not _needs_tiles((window.width, window.height), tile, options):
-        return predict_batch(runtime, [window.read(0, 0, window.width, window.height)], decoding)[0]
-    return _predict_tiles(runtime, window, tile, options, decoding)
+    if options.tiling != "always" and not _needs_tiles((scan.width, scan.height), tile, options):
+        return predict_batch(runtime, [scan.read(0, 0, scan.width, scan.height)], decoding)[0]
+    return _predict_tiles(runtime, scan, tile, options, decoding)
 
 
 def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: PredictOptions | None = None) -> Iterator[FileResult]:
@@ -205,16 +187,16 @@ def _needs_tiles(size: tuple[int, int], tile: tuple[int, int], options: PredictO
 
 
 def _predict_tiles(
-    runtime: Runtime, window: Window, tile: tuple[int, int], options: PredictOptions, decoding: DecodeOptions
+    runtime: Runtime, scan: Scan, tile: tuple[int, int], options: PredictOptions, decoding: DecodeOptions
 ) -> Instances:
     card = runtime.card
-    size = (window.width, window.height)
+    size = (scan.width, scan.height)
     scale = card.input_size[1] / tile[0]
     stride = card.stride / scale
     tiles = lay_tiles(size, tile, _overlap(card, tile, options), round(stride) if stride.is_integer() else 1)
     unlimited = replace(decoding, most=0)
     parts: list[Instances] = []
-    views = _views(window, tiles, card.input_size)
+    views = _views(scan, tiles, card.input_size)
     while batch := list(islice(views, options.batch)):
         parts += _run(runtime, [image for image, _ in batch], [frame for _, frame in batch], unlimited)
     found = join(parts, tiles, size, margin=_MARGIN * max(tile), agnostic=options.agnostic)
@@ -228,19 +210,19 @@ def _overlap(card: ModelCard, tile: tuple[int, int], options: PredictOptions) ->
     return round(max(asked, min(_OBJECT_FACTOR * typical, min(tile) / 2)))
 
 
-def _views(window: Window, tiles: Sequence[Tile], input_size: tuple[int, int]) -> Iterator[tuple[NDArray[Any], Frame]]:
+def _views(scan: Scan, tiles: Sequence[Tile], input_size: tuple[int, int]) -> Iterator[tuple[NDArray[Any], Frame]]:
     """Each tile at the network's size, with its frame. A row of tiles is read at once: stripped files give whole rows anyway."""
     height, width = input_size
-    top, band = -1, np.zeros((0, 0, 1), dtype=np.uint8)
+    top, band = -1, scan.read(0, 0, 1, 1)
     for tile in tiles:
         if tile.y != top:
             top = tile.y
-            band = window.read(0, top, window.width, min(tile.height, window.height - top))
+            band = scan.read(0, top, scan.width, min(tile.height, scan.height - top))
         scale = width / tile.width
         part = band[:, tile.x : tile.x + tile.width]
         image = warp(part, np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]]), (width, height))
         back = np.array([[1 / scale, 0.0, tile.x], [0.0, 1 / scale, tile.y]])
-        yield image, Frame(back, window.width, window.height)
+        yield image, Frame(back, scan.width, scan.height)
 
 
 def _run(runtime: Runtime, images: Sequence[NDArray[Any]], frames: Sequence[Frame], options: DecodeOptions) -> list[Instances]:
@@ -252,24 +234,6 @@ def _run(runtime: Runtime, images: Sequence[NDArray[Any]], frames: Sequence[Fram
             raise ModelError(f"the task {card.task!r} does not answer with objects", where=card.name)
         found.append(item)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Array:
-    """An image in memory as a window."""
-
-    image: NDArray[Any]
-
-    @property
-    def width(self) -> int:
-        return int(self.image.shape[1])
-
-    @property
-    def height(self) -> int:
-        return int(self.image.shape[0])
-
-    def read(self, x: int, y: int, width: int, height: int) -> NDArray[Any]:
-        return self.image[y : y + height, x : x + width]
 
 
 def _checked(image: NDArray[Any]) -> NDArray[Any]:

@@ -1,0 +1,202 @@
+"""Decoding of grid outputs: the oracle is a loop written from the definition, without suppression, and the exact inverse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pelagia.core.card import ModelCard
+from pelagia.core.frame import Frame
+from pelagia.core.types import Category, Instances
+from pelagia.decode import DecodeOptions, decode
+from pelagia.decode.grids import CANDIDATES, anchors, decode_grids
+from pelagia.errors import ModelError
+
+BINS = 16
+
+
+def make_card(task: str = "detect", classes: int = 3, size: tuple[int, int] = (64, 96)) -> ModelCard:
+    names = tuple(Category(id=10 + i, name=f"class {i}") for i in range(classes))
+    return ModelCard(name="test", task=task, decoder="grids", categories=names, input_size=size)  # type: ignore[arg-type]
+
+
+def random_outputs(card: ModelCard, batch: int, seed: int) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    cells = len(anchors(card.input_size)[0])
+    outputs = {
+        "boxes": rng.normal(0, 3, (batch, 4 * BINS, cells)).astype(np.float32),
+        "scores": rng.normal(-3, 2, (batch, len(card.categories), cells)).astype(np.float32),
+    }
+    if card.task == "oriented":
+        outputs["angles"] = rng.normal(0, 2, (batch, 1, cells)).astype(np.float32)
+    return outputs
+
+
+def naive(outputs: dict[str, NDArray[Any]], image: int, card: ModelCard, threshold: float) -> list[Any]:
+    """All cells of one image in network pixels: (label, score, four or five numbers), from the definition."""
+    found = []
+    cell = 0
+    for stride in (8, 16, 32):
+        for row in range(card.input_size[0] // stride):
+            for column in range(card.input_size[1] // stride):
+                sides = []
+                for side in range(4):
+                    logits = outputs["boxes"][image, side * BINS : (side + 1) * BINS, cell].astype(float)
+                    weights = [math.exp(v) for v in logits]
+                    sides.append(stride * sum(k * w for k, w in enumerate(weights)) / sum(weights))
+                logits = outputs["scores"][image, :, cell]
+                label = int(np.argmax(logits))
+                score = 1 / (1 + math.exp(-float(logits[label])))
+                x, y = (column + 0.5) * stride, (row + 0.5) * stride
+                left, top, right, bottom = sides
+                values = [x - left, y - top, x + right, y + bottom]
+                if card.task == "oriented":
+                    angle = (1 / (1 + math.exp(-float(outputs["angles"][image, 0, cell]))) - 0.25) * math.pi
+                    dx, dy = (right - left) / 2, (bottom - top) / 2
+                    values = [
+                        x + dx * math.cos(angle) - dy * math.sin(angle),
+                        y + dx * math.sin(angle) + dy * math.cos(angle),
+                        left + right,
+                        top + bottom,
+                        angle,
+                    ]
+                if score >= threshold:
+                    found.append((label, score, values))
+                cell += 1
+    return found
+
+
+def corners(box: NDArray[Any]) -> NDArray[Any]:
+    cx, cy, w, h, angle = box
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return np.array([[-w, -h], [w, -h], [w, h], [-w, h]]) / 2 @ turn.T + [cx, cy]
+
+
+@pytest.mark.parametrize("task", ["detect", "oriented"])
+def test_equals_the_definition_where_nothing_is_suppressed(task: str) -> None:
+    card = make_card(task)
+    outputs = random_outputs(card, 2, seed=1)
+    # A huge original around the input, so that nothing is cut at its border.
+    frame = Frame(np.array([[2.0, 0.0, 1000.0], [0.0, 2.0, 1000.0]]), 3000, 3000)
+    found = decode_grids(outputs, [frame, frame], card, DecodeOptions(score=0.1, nms_iou=1.0))
+    for image in range(2):
+        expected = sorted(naive(outputs, image, card, 0.1), key=lambda item: -item[1])
+        got = found[image]
+        assert len(expected) > 20
+        assert len(got) == len(expected)
+        np.testing.assert_array_equal(got.labels, [item[0] for item in expected])
+        np.testing.assert_allclose(got.scores, [item[1] for item in expected], rtol=1e-6)
+        values = np.array([item[2] for item in expected])
+        if task == "detect":
+            np.testing.assert_allclose(got.boxes, values * 2 + 1000, rtol=1e-9)
+            continue
+        assert got.oriented is not None
+        assert (got.oriented[:, 2] >= got.oriented[:, 3]).all()
+        assert ((got.oriented[:, 4] >= -np.pi / 2) & (got.oriented[:, 4] < np.pi / 2)).all()
+        for box, value in zip(got.oriented, values, strict=True):
+            wanted = corners(value) * 2 + 1000
+            distance = np.linalg.norm(corners(box)[:, None] - wanted[None], axis=2)
+            assert distance.min(axis=1).max() < 1e-6
+
+
+@given(st.integers(0, 10_000), st.floats(0.0, 1.0), st.booleans(), st.booleans(), st.sampled_from(["detect", "oriented"]))
+@settings(max_examples=25, deadline=None)
+def test_scores_thresholds_order_and_borders(seed: int, threshold: float, multi_label: bool, agnostic: bool, task: str) -> None:
+    card = make_card(task)
+    outputs = random_outputs(card, 1, seed)
+    options = DecodeOptions(score=threshold, multi_label=multi_label, agnostic=agnostic, most=50)
+    (found,) = decode_grids(outputs, [Frame.identity(96, 64)], card, options)
+    assert found.scores is not None
+    assert len(found) <= 50
+    assert (found.scores >= threshold - 1e-12).all()
+    assert (np.diff(found.scores) <= 0).all()
+    x1, y1, x2, y2 = found.box_array.T
+    assert ((x1 < 96) & (x2 > 0) & (y1 < 64) & (y2 > 0)).all()
+    if task == "detect":
+        assert (x1 >= 0).all()
+        assert (y2 <= 64).all()
+
+
+def test_a_class_threshold_overrides_and_a_cell_answers_with_its_best_class_only() -> None:
+    card = make_card(classes=2, size=(32, 32))
+    outputs = random_outputs(card, 1, seed=0)
+    outputs["scores"][:] = -20
+    outputs["scores"][0, 0, 0] = 0.0  # score 0.5
+    outputs["scores"][0, 1, 0] = -0.5  # score 0.38, weaker in the same cell
+    frame = [Frame.identity(32, 32)]
+
+    def labels(**options: Any) -> list[int]:
+        return decode_grids(outputs, frame, card, DecodeOptions(**options))[0].labels.tolist()
+
+    assert labels(score=0.3) == [0]
+    assert labels(score=0.3, multi_label=True) == [0, 1]
+    assert labels(score=0.3, class_scores={"class 0": 0.6}) == []
+    assert labels(score=0.3, class_scores={"class 0": 0.6}, multi_label=True) == [1]
+    assert labels(score=0.9, class_scores={"class 0": 0.5}) == [0]
+
+
+def test_suppression_is_per_class_unless_agnostic() -> None:
+    card = make_card(classes=2, size=(32, 32))
+    cells = len(anchors((32, 32))[0])
+    outputs = {"boxes": np.full((1, 4 * BINS, cells), -50.0), "scores": np.full((1, 2, cells), -20.0)}
+    outputs["boxes"][0, 1::BINS] = 50.0  # every side one stride from its cell's centre
+    outputs["scores"][0, 0, 5] = 2.0
+    outputs["scores"][0, 1, 5] = 1.0
+    frame = [Frame.identity(32, 32)]
+    both = decode_grids(outputs, frame, card, DecodeOptions(multi_label=True))[0]
+    assert both.labels.tolist() == [0, 1]
+    np.testing.assert_allclose(both.boxes, [[4, 4, 20, 20]] * 2)
+    assert decode_grids(outputs, frame, card, DecodeOptions(multi_label=True, agnostic=True))[0].labels.tolist() == [0]
+
+
+def test_an_untrained_network_is_bounded() -> None:
+    card = make_card(classes=40, size=(256, 256))
+    cells = len(anchors(card.input_size)[0])
+    outputs = {
+        "boxes": np.zeros((1, 4 * BINS, cells), dtype=np.float32),
+        "scores": np.zeros((1, 40, cells), dtype=np.float32),
+    }
+    assert cells * 40 > CANDIDATES
+    (found,) = decode_grids(outputs, [Frame.identity(256, 256)], card, DecodeOptions(score=0.001, multi_label=True, nms_iou=1.0))
+    assert 0 < len(found) <= CANDIDATES
+
+
+def test_the_registry_finds_the_decoder() -> None:
+    card = make_card()
+    outputs = random_outputs(card, 1, seed=3)
+    found = decode(outputs, [Frame.identity(96, 64)], card, DecodeOptions())
+    assert len(found) == 1
+    assert isinstance(found[0], Instances)
+    other = ModelCard(name="test", task="detect", decoder="palantir", categories=card.categories, input_size=(64, 96))
+    with pytest.raises(ModelError, match="palantir"):
+        decode(outputs, [Frame.identity(96, 64)], other, DecodeOptions())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda outputs: outputs.pop("scores"), "no output 'scores'"),
+        (lambda outputs: outputs.update(scores=outputs["scores"][:, :2]), "'scores' has shape"),
+        (lambda outputs: outputs.update(boxes=outputs["boxes"][:, :63]), "'boxes' has shape"),
+        (lambda outputs: outputs.update(boxes=outputs["boxes"][..., :-1]), "'boxes' has shape"),
+        (lambda outputs: outputs.update(angles=outputs["angles"][:, [0, 0]]), "'angles' has shape"),
+        (lambda outputs: outputs["scores"].fill(np.nan), "NaN"),
+    ],
+)
+def test_wrong_outputs_are_named(change: Any, message: str) -> None:
+    card = make_card("oriented")
+    outputs = random_outputs(card, 1, seed=0)
+    change(outputs)
+    with pytest.raises(ModelError, match=message):
+        decode_grids(outputs, [Frame.identity(96, 64)], card, DecodeOptions())
+
+
+def test_an_input_that_the_strides_do_not_divide_is_refused() -> None:
+    with pytest.raises(ModelError, match="multiple of 32"):
+        anchors((64, 100))
