@@ -1,0 +1,372 @@
+"""From a data set to batches, so that nothing depends on who prepares them or when.
+
+The order of an epoch follows from (seed, epoch), and every sample has its own generator from (seed, epoch, position). A batch is
+thus a pure function of the step's number: any number of workers, and a run that was killed and resumed, see the same pixels.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pelagia.core import masks as core_masks
+from pelagia.core.card import Normalisation
+from pelagia.core.types import Instances, Int
+from pelagia.data.augment import AugmentOptions, Transform, augment, evaluation_sample, transformed_sample
+from pelagia.data.dataset import Dataset
+from pelagia.data.sample import Sample
+from pelagia.errors import DataError, ImageError, PelagiaError
+from pelagia.models.model import Targets
+
+__all__ = ["Batch", "CachedDataset", "ImageCache", "Loader", "Maker", "Plan", "Slot", "collate", "measure_window", "to_network"]
+
+#: First word of a seed sequence, so that the order of an epoch and the samples in it draw from different streams.
+_ORDER, _SAMPLE = 1, 2
+
+#: Unreadable images in a row after which the fault is not one of single files.
+_MOST_BROKEN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One place in the training: image `index` at `position` of epoch `epoch`."""
+
+    epoch: int
+    position: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images each step sees: a new permutation each epoch, cut into batches of equal size.
+
+    The last batch of an epoch is filled with the first images of the same permutation (with other augmentation), since a batch
+    of one or two images would spoil the statistics of batch normalisation.
+
+    Args:
+        images: N.
+        batch: B, over all processes.
+        seed: of the permutations.
+    """
+
+    images: int
+    batch: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """ceil(N / B)."""
+        return -(-self.images // self.batch)
+
+    def step(self, step: int, rank: int = 0, world: int = 1) -> list[Slot]:
+        """The B / world slots of process `rank` at global step `step`, counted from 0 over all epochs."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order, share = _order(self.images, self.seed, epoch), self.batch // world
+        first = within * self.batch + rank * share
+        return [Slot(epoch, position, int(order[position % self.images])) for position in range(first, first + share)]
+
+
+@lru_cache(maxsize=4)
+def _order(images: int, seed: int, epoch: int) -> Int:
+    return np.random.default_rng([_ORDER, seed, epoch]).permutation(images)
+
+
+class ImageCache:
+    """Decoded images up to a number of bytes. What is in stays in: with one pass an epoch, replacing would never hit."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget, self._used = budget_bytes, 0
+        self._images: dict[Path, NDArray[Any]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __reduce__(self) -> tuple[type[ImageCache], tuple[int]]:
+        return ImageCache, (self._budget,)  # a worker process fills its own
+
+    def get(self, path: Path) -> NDArray[Any] | None:
+        """The image, read-only, or None."""
+        return self._images.get(path)
+
+    def put(self, path: Path, image: NDArray[Any]) -> None:
+        """Keep the image if it still fits."""
+        image.flags.writeable = False
+        with self._lock:
+            if path not in self._images and self._used + image.nbytes <= self._budget:
+                self._images[path] = image
+                self._used += image.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class CachedDataset(Dataset):
+    """A data set that keeps decoded images in memory; its arrays are read-only."""
+
+    cache: ImageCache = field(default_factory=lambda: ImageCache(0))
+
+    @classmethod
+    def wrap(cls, dataset: Dataset, cache: ImageCache) -> CachedDataset:
+        """The same data set, reading through `cache`."""
+        return cls(**{item.name: getattr(dataset, item.name) for item in fields(Dataset)}, cache=cache)
+
+    def image(self, index: int) -> NDArray[Any]:
+        """As `Dataset.image`, from memory where possible."""
+        path = self.image_paths[index]
+        image = self.cache.get(path)
+        if image is None:
+            image = super().image(index)
+            self.cache.put(path, image)
+        return image
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the sample of a slot; everything that a worker process needs.
+
+    Args:
+        dataset: the training images.
+        augment: how they vary.
+        input_size: height and width of a sample.
+        seed: of the samples' generators.
+        plain_from: first epoch without mosaic, mixup, cutmix and copy-paste.
+        transform: takes the place of `augment` where given.
+        varied: False for letterboxed images without any augmentation.
+    """
+
+    dataset: Dataset
+    augment: AugmentOptions
+    input_size: tuple[int, int]
+    seed: int
+    plain_from: int
+    transform: Transform | None = None
+    varied: bool = True
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def masks(self) -> bool:
+        """Whether samples need masks."""
+        return self.dataset.task in ("instance", "panoptic") or self.augment.copy_paste > 0
+
+    def __call__(self, slot: Slot) -> Sample:
+        rng = np.random.default_rng([_SAMPLE, self.seed, slot.epoch, slot.position])
+        if self.transform is not None:
+            index = self._readable(slot.index)
+            return transformed_sample(self.dataset, index, rng, self.transform, self.input_size, masks=self.masks)
+        if not self.varied:
+            return evaluation_sample(self.dataset, slot.index, self.input_size, masks=self.masks, fetch=self._fetch)[0]
+        options = self.augment
+        if slot.epoch >= self.plain_from:
+            options = replace(options, mosaic=0.0, mixup=0.0, cutmix=0.0, copy_paste=0.0)
+        return augment(self.dataset, slot.index, rng, options, self.input_size, masks=self.masks, fetch=self._fetch)
+
+    def batch(self, slots: Sequence[Slot]) -> Batch:
+        """The samples of `slots`, stacked; names the images that had to be skipped."""
+        before = set(self.skipped)
+        made = collate([self(slot) for slot in slots])
+        return replace(made, skipped=tuple(item for item in self.skipped.items() if item[0] not in before))
+
+    def _fetch(self, index: int) -> tuple[NDArray[Any], Instances]:
+        index = self._readable(index)
+        return self.dataset.image(index), self.dataset.truth(index, masks=self.masks)
+
+    def _readable(self, index: int) -> int:
+        """`index`, or the next image that can be read: which one replaces a broken file depends on nothing but the files."""
+        for offset in range(_MOST_BROKEN):
+            candidate = (index + offset) % len(self.dataset)
+            try:
+                self.dataset.image(candidate)
+            except ImageError as error:
+                self.skipped[self.dataset.names[candidate]] = error.reason
+            else:
+                return candidate
+        name = self.dataset.names[index]
+        raise ImageError(f"{_MOST_BROKEN} images in a row cannot be read; run `pelagia doctor` on the data", where=name)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples.
+
+    Args:
+        images: [B, 3, H, W] stored intensities; channels last in memory, since samples are [H, W, 3].
+        targets: their truth in pixels of the samples.
+        names: of the images, the first of a mosaic.
+        skipped: (name, reason) of images that turned out unreadable while it was made.
+    """
+
+    images: Tensor
+    targets: Targets
+    names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from which a GPU copies while it computes."""
+        return replace(self, images=self.images.pin_memory())
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one size into a batch."""
+    pixels = np.stack([sample.image for sample in samples])
+    if pixels.dtype == np.uint16:
+        pixels = pixels.astype(np.int32)  # torch knows uint16 but computes nothing with it
+    truths = [sample.truth for sample in samples]
+    counts = [len(truth) for truth in truths]
+    height, width = pixels.shape[1:3]
+
+    def flat(column: Sequence[NDArray[Any]], kind: torch.dtype) -> Tensor:
+        return torch.as_tensor(np.concatenate(column)).to(kind)
+
+    oriented = [truth.oriented for truth in truths if truth.oriented is not None]
+    keypoints = [truth.keypoints for truth in truths if truth.keypoints is not None]
+    crops = [crop for truth in truths for crop in truth.masks or ()]
+    maps = [sample.semantic.labels for sample in samples if sample.semantic is not None]
+    targets = Targets(
+        batch=torch.arange(len(samples)).repeat_interleave(torch.tensor(counts)),
+        labels=flat([truth.labels for truth in truths], torch.int64),
+        boxes=flat([truth.box_array for truth in truths], torch.float32),
+        size=len(samples),
+        oriented=flat(oriented, torch.float32) if len(oriented) == len(truths) else None,
+        keypoints=flat(keypoints, torch.float32) if len(keypoints) == len(truths) else None,
+        masks=torch.as_tensor(np.stack([core_masks.paste(crop, height, width) for crop in crops])) if crops else None,
+        semantic=torch.as_tensor(np.stack(maps).astype(np.int64)) if len(maps) == len(truths) else None,
+        # Crowds and ignore regions are not background, but no single object either.
+        ignore=flat([truth.ignore | truth.crowd for truth in truths], torch.bool),
+    )
+    return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), targets, tuple(sample.name for sample in samples))
+
+
+def to_network(images: Tensor, normalisation: Normalisation, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Stored intensities -> network input, by the formula of `core.image.normalise`; the bytes travel, the device computes."""
+    values = images.to(device, non_blocking=True).to(dtype)
+    low, high = normalisation.low, normalisation.high
+    if low:
+        values.sub_(low)
+    values.div_(high - low)
+    if low > 0 or high < 255 or images.dtype != torch.uint8:
+        values.clamp_(0, 1)
+    if normalisation.mean != (0.0, 0.0, 0.0) or normalisation.std != (1.0, 1.0, 1.0):
+        values.sub_(values.new_tensor(normalisation.mean).view(3, 1, 1)).div_(values.new_tensor(normalisation.std).view(3, 1, 1))
+    return values
+
+
+def measure_window(dataset: Dataset, base: Normalisation, *, most: int = 64) -> Normalisation:
+    """`base` for 8-bit images; for 16-bit images `base` with the window that holds all but the outermost thousandth of the
+    intensities, at each end, of up to `most` images spread over the set.
+
+    Raises:
+        DataError: the images looked at hold 8 and 16 bit, for which no one window makes sense.
+    """
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, most).astype(np.int64))
+    counts = np.zeros(65536, dtype=np.int64)
+    kinds: dict[str, str] = {}
+    for index in chosen:
+        try:
+            image = dataset.image(int(index))
+        except ImageError:
+            continue
+        kinds.setdefault(str(image.dtype), dataset.names[index])
+        if kinds.keys() == {"uint8"} and len(kinds) == 1 and index >= chosen[min(3, len(chosen) - 1)]:
+            return base  # nearly every set is 8-bit throughout; four images tell
+        if image.dtype == np.uint16:
+            counts += np.bincount(image.ravel(), minlength=65536)
+    if len(kinds) > 1:
+        places = ", ".join(f"{kind} ({name})" for kind, name in sorted(kinds.items()))
+        raise DataError(f"the images mix bit depths: {places}; convert them to one depth", where=dataset.root)
+    if kinds.keys() != {"uint16"}:
+        return base
+    share = np.cumsum(counts) / counts.sum()
+    low, high = int(np.searchsorted(share, 0.001)), int(np.searchsorted(share, 0.999))
+    return replace(base, low=float(low), high=float(max(high, low + 1)))
+
+
+class Loader:
+    """Batches of a plan, prepared while the network works.
+
+    With `workers` = 0 one thread prepares the next batches: decoding and warping release Python's lock. Otherwise that many
+    processes do. The batches are the same.
+    """
+
+    def __init__(self, maker: Maker, plan: Plan, *, workers: int = 0, rank: int = 0, world: int = 1, pin: bool = False) -> None:
+        self.maker, self.plan = maker, plan
+        self._workers, self._rank, self._world, self._pin = workers, rank, world, pin
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps `start` to `stop` - 1. Preparation runs ahead, also across the end of an epoch.
+
+        Raises:
+            PelagiaError: what making a sample raises.
+        """
+        steps = (self.plan.step(step, self._rank, self._world) for step in range(start, stop))
+        return self._by_processes(steps) if self._workers else self._by_thread(steps)
+
+    def _by_thread(self, steps: Iterator[list[Slot]], ahead: int = 2) -> Iterator[Batch]:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for slots in steps:
+                waiting.append(pool.submit(self._make, slots))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, slots: list[Slot]) -> Batch:
+        batch = self.maker.batch(slots)
+        return batch.pin_memory() if self._pin else batch
+
+    def _by_processes(self, steps: Iterator[list[Slot]]) -> Iterator[Batch]:
+        loader: DataLoader[Any] = DataLoader(
+            _Steps(self.maker),
+            sampler=_Once(steps),
+            batch_size=None,  # an item of the sampler is a whole batch already
+            num_workers=self._workers,
+            worker_init_fn=_start_worker,
+            pin_memory=self._pin,
+            generator=torch.Generator(),  # else it would draw from the global generator, and workers would change results
+        )
+        for item in loader:
+            if isinstance(item, PelagiaError):
+                raise item
+            yield item
+
+
+class _Steps(torch.utils.data.Dataset[Any]):
+    """What the worker processes of torch call: an item is a whole batch, or the error that making it raised."""
+
+    def __init__(self, maker: Maker) -> None:
+        self._maker = maker
+
+    def __getitem__(self, slots: list[Slot]) -> Batch | PelagiaError:
+        try:
+            return self._maker.batch(slots)
+        except PelagiaError as error:
+            return error  # raised in the main process, where torch would otherwise bury it in a worker's traceback
+
+
+class _Once(torch.utils.data.Sampler[list[Slot]]):
+    """An iterator in the clothes of a sampler."""
+
+    def __init__(self, steps: Iterator[list[Slot]]) -> None:
+        self._steps = steps
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        return self._steps
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(1)  # the parallelism is that of the workers

@@ -1,0 +1,99 @@
+"""Several processes, one training: what `torchrun` starts.
+
+Each process takes its share of every batch. Gradients are averaged over processes by DistributedDataParallel; the losses divide by
+the mean of their normaliser over processes, so that the average of gradients is the gradient of one process with the whole batch.
+Only the first process writes files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pelagia.errors import OptionError
+
+__all__ = ["Group", "process_group"]
+
+#: How long the others wait while the first process validates and writes.
+_PATIENCE = timedelta(hours=3)
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among all: `rank` of `world`, and on its machine `local_rank` of `local_world`."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over processes, without gradient."""
+        if self.world == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.world
+
+    def lowest(self, value: int) -> int:
+        """The smallest of the processes' integers."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.int64, device=_wire_device())
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return int(tensor)
+
+    def share(self, value: Any) -> Any:
+        """What the first process passes; the others' argument is ignored."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=_wire_device())
+        return box[0]
+
+
+def _wire_device() -> torch.device:
+    """Where tensors must lie for the backend to move them."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Group]:
+    """Join the processes that `torchrun` started (WORLD_SIZE, RANK, LOCAL_RANK in the environment), or stand alone.
+
+    NCCL where each process has a GPU, gloo otherwise.
+
+    Raises:
+        OptionError: more processes than GPUs on this machine.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or "RANK" not in os.environ:
+        yield Group()
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        if local_world > torch.cuda.device_count():
+            raise OptionError(f"{local_world} processes for {torch.cuda.device_count()} GPUs; give torchrun --nproc-per-node fewer")
+        torch.cuda.set_device(local_rank)
+    mine = not dist.is_initialized()
+    if mine:
+        dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=world, timeout=_PATIENCE)
+    try:
+        yield Group(rank, world, local_rank, local_world)
+    finally:
+        if mine:
+            dist.destroy_process_group()

@@ -1,0 +1,40 @@
+"""The exponential moving average of a model's weights (Polyak and Juditsky, 1992), which is what is validated and kept."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pelagia.models.model import Model
+
+__all__ = ["Average"]
+
+
+class Average:
+    """m <- d_t m + (1 - d_t) w after step t, for parameters and floating buffers; integer buffers are copied.
+
+    d_t = min(decay, (1 + t) / (10 + t)): the average reaches back over about a ninth of the steps so far, so that a run of 400
+    steps is averaged as sensibly as one of 400,000. A decay of 0 makes it a copy of the weights.
+    """
+
+    def __init__(self, model: Model, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    def decay_at(self, step: int) -> float:
+        """d_t after `step` steps, counted from 1."""
+        return min(self.decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def update(self, model: Model, step: int) -> None:
+        """Take in the weights after step `step`, counted from 1."""
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        floats = [(mine, new) for mine, new in pairs if mine.is_floating_point()]
+        # One fused kernel over all tensors where the device has it.
+        average = get_ema_multi_avg_fn(self.decay_at(step))
+        average([mine for mine, _ in floats], [new for _, new in floats], step)
+        for mine, new in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(new)

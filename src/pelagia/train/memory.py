@@ -1,0 +1,127 @@
+"""Whether a batch fits into memory, found out before the first step."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pelagia.errors import TrainingError
+from pelagia.models.model import Model, Targets
+
+__all__ = ["available_bytes", "fitting_batch", "step_bytes"]
+
+#: Share of the free memory that a run may plan with; the rest is for the allocator, decoded images and others.
+_USABLE = 0.85
+
+
+def available_bytes() -> int:
+    """Memory that this process can still take: what the system calls available, within the limit of the control group.
+
+    2**62 where the system does not tell.
+    """
+    candidates = [2**62]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                candidates.append(int(line.split()[1]) * 1024)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file():
+        text = limit.read_text().strip()
+        if text.isdigit():
+            candidates.append(max(int(text) - int(used.read_text()), 0))
+    return min(candidates)
+
+
+def _targets(size: int, side: int, device: torch.device, oriented: bool) -> Targets:
+    """Twenty boxes an image: more than most samples hold, so that assignment is not the part that was forgotten."""
+    count = 20 * size
+    corner = torch.linspace(0, side / 2, count)
+    boxes = torch.stack([corner, corner, corner + side / 4, corner + side / 3], dim=1)
+    angles = torch.zeros(count, 1)
+    rotated = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2], angles], dim=1)
+    return Targets(
+        batch=torch.arange(size).repeat_interleave(20),
+        labels=torch.zeros(count, dtype=torch.int64),
+        boxes=boxes,
+        size=size,
+        oriented=rotated if oriented else None,
+    ).to(device)
+
+
+def _try(model: Model, batch: int, side: int, device: torch.device, amp: torch.dtype | None) -> int:
+    """One forward and backward pass; the bytes that the pass keeps for backward."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    dtype = next(model.parameters()).dtype
+    images = torch.zeros(batch, 3, side, side, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+    targets = _targets(batch, side, device, model.card.task == "oriented")
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        torch.autocast(device.type, dtype=amp, enabled=amp is not None),
+    ):
+        total = torch.stack(list(model.loss(model(images, targets=targets), targets).values())).sum()
+    total.backward()
+    return sum(kept.values())
+
+
+def step_bytes(model: Model, side: int) -> tuple[int, int]:
+    """(fixed, per image) bytes of a training step on the CPU, estimated from passes over one and over two images.
+
+    What a pass keeps for backward grows by the same amount with each image; half as much again is added for gradients in flight.
+    Fixed are the gradient, two moments and the average of each weight.
+    """
+    probe = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        one, two = (_try(probe, size, side, torch.device("cpu"), None) for size in (1, 2))
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return 4 * weights, int(1.5 * max(two - one, one // 2, 1))
+
+
+def _fits_gpu(model: Model, batch: int, side: int, device: torch.device, amp: torch.dtype | None) -> bool:
+    probe = copy.deepcopy(model)
+    try:
+        with torch.random.fork_rng(devices=[device]):
+            _try(probe, batch, side, device, amp)
+            weights = [torch.zeros_like(p) for p in probe.parameters() for _ in range(3)]  # moments and average
+            del weights
+    except torch.cuda.OutOfMemoryError:
+        return False
+    finally:
+        del probe
+        gc.collect()
+        torch.cuda.empty_cache()
+    return True
+
+
+def fitting_batch(model: Model, side: int, wanted: int, amp: torch.dtype | None = None, *, free_bytes: int | None = None) -> int:
+    """The largest of `wanted`, wanted / 2, wanted / 4, ... for which a step fits.
+
+    A GPU is asked by trying a step; on a CPU, where the system would rather kill the process than say no, the need is estimated
+    and compared with `free_bytes` (by default what is available).
+
+    Raises:
+        TrainingError: not even one image fits.
+    """
+    device = next(model.parameters()).device
+    batch = wanted
+    if device.type == "cuda":
+        while batch >= 1 and not _fits_gpu(model, batch, side, device, amp):
+            batch //= 2
+    else:
+        fixed, image = step_bytes(model, side)
+        free = _USABLE * (available_bytes() if free_bytes is None else free_bytes)
+        while batch >= 1 and fixed + image * batch > free:
+            batch //= 2
+    if batch >= 1:
+        return batch
+    raise TrainingError(f"not even one image of {side} pixels fits into memory; lower --imgsz or choose a smaller model")
