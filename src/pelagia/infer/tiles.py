@@ -8,7 +8,7 @@ their border. Three rules join the views, and they only ever touch detections of
 2. Cut here, whole there: a detection at an inner border of its tile that lies in a detection which another tile sees whole and
    which crosses that border. The cut one goes, whatever its class: a sliver tells little.
 3. Cut on both sides (larger than the overlap): two cut detections of one class that agree within the common area of their tiles
-   are pieces of one object and become their hull.
+   are pieces of one object and become one box around them.
 
 So a predictor without error finds on tiles exactly what it finds on the whole (a test), and neighbours that touch or overlap are
 never merged, as a suppression over the whole image would.
@@ -31,10 +31,10 @@ __all__ = ["Tile", "join", "lay_tiles"]
 #: Two whole views are one object from this IoU on.
 _SAME_IOU = 0.5
 
-#: A cut view belongs to a whole one that holds at least this share of it.
+#: A cut view belongs to a whole one that holds at least this share of it; so does, in the common area, a piece to a larger one.
 _PIECE_SHARE = 0.7
 
-#: Two pieces belong together when, within the common area of their tiles, they overlap with at least this IoU.
+#: Two pieces also belong together when, within the common area of their tiles, they overlap with at least this IoU.
 _PIECE_IOU = 0.5
 
 
@@ -92,7 +92,9 @@ def join(
     """
     found = Instances.concatenate(parts)
     owner = np.repeat(np.arange(len(tiles)), [len(part) for part in parts])
-    views = _Views(found, found.box_array, owner, _cut_by(found.box_array, owner, tiles, size, margin), agnostic)
+    # An oriented box may stick out of the image; what no tile can show must not make a view look cut or outside.
+    boxes = core_boxes.clip(found.box_array, *size)
+    views = _Views(found, boxes, owner, _cut_by(boxes, owner, tiles, size, margin), agnostic)
     groups = np.arange(len(found))
     members = np.split(np.arange(len(found)), np.cumsum([len(part) for part in parts])[:-1])
     dropped = np.zeros(len(found), dtype=np.bool_)
@@ -210,8 +212,10 @@ def _pieces(views: _Views, a: Int, b: Int, zone: Float) -> tuple[Int, Int]:
     a, b = (part[views.cut[part].any(axis=1)] for part in (a, b))
     low, high = np.tile(zone[:2], 2), np.tile(zone[2:], 2)
     inside = [np.clip(views.boxes[part], low, high) for part in (a, b)]
-    agree = views.same_class(a, b) & (core_boxes.iou(inside[0], inside[1]) >= _PIECE_IOU)
-    rows, columns = np.nonzero(agree)
+    smaller = np.minimum(core_boxes.area(inside[0])[:, None], core_boxes.area(inside[1])[None])
+    share = core_boxes.intersection(inside[0], inside[1]) / np.maximum(smaller, 1e-12)
+    agree = (core_boxes.iou(inside[0], inside[1]) >= _PIECE_IOU) | (share >= _PIECE_SHARE)
+    rows, columns = np.nonzero(agree & views.same_class(a, b))
     return a[rows], b[columns]
 
 
@@ -245,5 +249,17 @@ def _hulls(found: Instances, groups: Int, alive: Int) -> Instances:
             merged.boxes[position] = [*found.boxes[group, :2].min(axis=0), *found.boxes[group, 2:].max(axis=0)]
         if merged.oriented is not None:
             assert found.oriented is not None
-            merged.oriented[position] = core_oriented.from_points(core_oriented.to_corners(found.oriented[group]).reshape(-1, 2))
+            merged.oriented[position] = _stretch(found.oriented[group])
     return merged
+
+
+def _stretch(pieces: Float) -> Float:
+    """[G, 5] pieces of one object -> [5]: the largest piece, stretched along its long side over all pieces.
+
+    The hull would be too wide: the least rectangle of a small piece that a tile's corner cut off points anywhere.
+    """
+    cx, cy, width, height, angle = pieces[np.argmax(pieces[:, 2] * pieces[:, 3])]
+    axis = np.array([np.cos(angle), np.sin(angle)])
+    along = (core_oriented.to_corners(pieces).reshape(-1, 2) - [cx, cy]) @ axis
+    low, high = min(along.min(), -width / 2), max(along.max(), width / 2)
+    return np.array([cx + axis[0] * (low + high) / 2, cy + axis[1] * (low + high) / 2, high - low, height, angle])

@@ -1,0 +1,248 @@
+"""Tiled equals whole: a predictor without error, which reads the objects from the pixels it is shown, must find on tiles exactly
+what it finds on the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pelagia.core import oriented as core_oriented
+from pelagia.core.card import ModelCard, Normalisation
+from pelagia.core.frame import Frame
+from pelagia.core.types import Category, Instances
+from pelagia.decode import DecodeOptions
+from pelagia.decode.registry import DECODERS
+from pelagia.errors import OptionError
+from pelagia.infer.predict import PredictOptions, predict_image
+from pelagia.infer.tiles import Tile, join, lay_tiles
+
+INPUT = 128
+OVERLAP = 48
+CLASSES = 3
+
+
+class PerfectRuntime:
+    """Its network is the identity; the picture holds at each pixel the number of the object there, 0 for none."""
+
+    def __init__(self, task: str = "detect", **manifest: Any) -> None:
+        self.card = ModelCard(
+            name="perfect",
+            task=task,  # type: ignore[arg-type]
+            decoder="perfect",
+            categories=tuple(Category(i, f"class {i}") for i in range(CLASSES)),
+            input_size=(INPUT, INPUT),
+            normalisation=Normalisation(0.0, 65535.0),
+            manifest=manifest,
+        )
+        self.sizes: list[int] = []
+
+    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        self.sizes.append(len(images))
+        return {"ids": np.rint(images[:, 0] * 65535).astype(np.int64)}
+
+
+def objects(ids: NDArray[Any], task: str) -> Instances:
+    """Each object's class and score, which follow from its number, and the bounds or least rectangle of its visible pixels."""
+    numbers = [int(number) for number in np.unique(ids) if number not in (0, 114)]
+    boxes, oriented = np.zeros((len(numbers), 4)), np.zeros((len(numbers), 5))
+    for row, number in enumerate(numbers):
+        y, x = np.nonzero(ids == number)
+        boxes[row] = x.min(), y.min(), x.max() + 1, y.max() + 1
+        if task == "oriented":
+            points = np.concatenate([np.stack([x + dx, y + dy], axis=1) for dx in (0, 1) for dy in (0, 1)])
+            (cx, cy), (w, h), angle = cv2.minAreaRect(points.astype(np.float32))
+            oriented[row] = core_oriented.canonical(np.array([[cx, cy, w, h, np.deg2rad(angle)]]))[0]
+    scores = np.array([0.3 + 0.6 * (number * 7919 % 1000) / 1000 for number in numbers])
+    labels = np.array([number % CLASSES for number in numbers], dtype=np.int64)
+    if task == "oriented":
+        return Instances(labels=labels, oriented=oriented, scores=scores)
+    return Instances(labels=labels, boxes=boxes, scores=scores)
+
+
+def decode_perfect(
+    outputs: Mapping[str, NDArray[Any]], frames: Sequence[Frame], card: ModelCard, options: DecodeOptions
+) -> list[Instances]:
+    found = []
+    for ids, frame in zip(outputs["ids"], frames, strict=True):
+        seen = objects(ids, card.task)
+        if seen.oriented is not None:
+            found.append(seen.replace(oriented=frame.oriented(seen.oriented)))
+        else:
+            assert seen.boxes is not None
+            found.append(seen.replace(boxes=frame.boxes(seen.boxes)))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _perfect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DECODERS, "perfect", decode_perfect)
+
+
+def draw(rng: np.random.Generator, width: int, height: int, count: int, longest: float) -> NDArray[np.uint16]:
+    """Rotated ellipses, often touching; none is longer than `longest`, and what one covers of another is not seen."""
+    ids = np.zeros((height, width), dtype=np.uint16)
+    for number in range(200, 200 + count):
+        axes = rng.uniform(2, longest / 2 - 1, 2)
+        centre = rng.uniform(0, [width, height])
+        cv2.ellipse(ids, (tuple(centre), tuple(2 * axes), float(rng.uniform(0, 180))), int(number), -1)
+    # Only the largest connected piece of an object is kept: what another one cuts in two would be two objects.
+    for number in range(200, 200 + count):
+        parts, labels, stats, _ = cv2.connectedComponentsWithStats((ids == number).astype(np.uint8), connectivity=8)
+        if parts > 2:
+            keep = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+            ids[(labels > 0) & (labels != keep)] = 0
+    return ids
+
+
+def rows(found: Instances) -> NDArray[Any]:
+    shape = found.oriented if found.oriented is not None else found.boxes
+    assert shape is not None
+    assert found.scores is not None
+    table = np.column_stack([found.scores, found.labels, shape])
+    return table[np.lexsort(table[:, ::-1].T)]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(150, 420), st.integers(60, 400), st.integers(0, 60))
+@settings(max_examples=40, deadline=None)
+def test_tiled_equals_whole_exactly(seed: int, width: int, height: int, count: int) -> None:
+    ids = draw(np.random.default_rng(seed), width, height, count, OVERLAP - 4)
+    options = PredictOptions(tiling="always", overlap=OVERLAP / INPUT, batch=4)
+    found = predict_image(PerfectRuntime(), ids, options)
+    np.testing.assert_array_equal(rows(found), rows(objects(ids, "detect")))
+    assert found.scores is not None
+    assert (np.diff(found.scores) <= 0).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(150, 420), st.integers(60, 400), st.integers(0, 40))
+@settings(max_examples=25, deadline=None)
+def test_tiled_oriented_equals_whole(seed: int, width: int, height: int, count: int) -> None:
+    # The least rectangle of an ellipse is at most sqrt(2) times wider than its bounds, so the ellipses are smaller here.
+    ids = draw(np.random.default_rng(seed), width, height, count, 30)
+    found = predict_image(PerfectRuntime("oriented"), ids, PredictOptions(tiling="always", overlap=OVERLAP / INPUT))
+    np.testing.assert_allclose(rows(found), rows(objects(ids, "oriented")), atol=1e-3)
+
+
+@pytest.mark.parametrize("vertical", [False, True])
+def test_an_object_longer_than_the_overlap_is_put_together(vertical: bool) -> None:
+    ids = np.zeros((200, 600), dtype=np.uint16)
+    ids[60:75, 20:560] = 201  # spans all tiles of a row
+    ids[120:135, 80:180] = 204  # two of one class, side by side, cut by one border
+    ids[150:165, 80:180] = 207
+    ids = np.ascontiguousarray(ids.T) if vertical else ids
+    found = predict_image(PerfectRuntime(), ids, PredictOptions(tiling="always", overlap=0.2))
+    np.testing.assert_array_equal(rows(found), rows(objects(ids, "detect")))
+
+
+def test_a_long_oriented_object_is_put_together() -> None:
+    ids = np.zeros((300, 300), dtype=np.uint16)
+    cv2.line(ids, (30, 40), (270, 250), 201, 9)
+    found = predict_image(PerfectRuntime("oriented"), ids, PredictOptions(tiling="always", overlap=0.4))
+    assert len(found) == 1
+    whole = objects(ids, "oriented")
+    assert found.oriented is not None
+    assert whole.oriented is not None
+    assert core_oriented.iou(found.oriented, whole.oriented)[0, 0] > 0.8
+
+
+def test_neighbours_inside_one_tile_are_never_touched() -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(80, 0, 100, 100)]
+    boxes = np.array([[10.0, 10, 50, 50], [11, 11, 51, 51], [10, 10, 50, 50]])
+    inner = Instances(labels=np.zeros(3, dtype=np.int64), boxes=boxes, scores=np.array([0.9, 0.8, 0.7]))
+    found = join([inner, Instances.empty(scores=True)], tiles, (180, 100), margin=1.0)
+    np.testing.assert_array_equal(found.boxes, boxes)
+
+
+def test_two_views_of_two_overlapping_objects_stay_two() -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(50, 0, 100, 100)]
+    boxes = np.array([[60.0, 10, 80, 30], [64, 10, 84, 30]])  # IoU 0.67: both would not survive one suppression at 0.5
+    first = Instances(labels=np.zeros(2, dtype=np.int64), boxes=boxes, scores=np.array([0.9, 0.6]))
+    second = Instances(labels=np.zeros(2, dtype=np.int64), boxes=boxes + 0.5, scores=np.array([0.7, 0.8]))
+    found = join([first, second], tiles, (150, 100), margin=1.0)
+    np.testing.assert_array_equal(found.boxes, [boxes[0], boxes[1] + 0.5])
+
+
+def test_a_sliver_of_another_class_goes_and_another_class_beside_it_stays() -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(60, 0, 100, 100)]
+    sliver = Instances(labels=np.array([1]), boxes=np.array([[90.0, 20, 100, 40]]), scores=np.array([0.9]))
+    whole = Instances(labels=np.array([0]), boxes=np.array([[89.0, 19, 130, 41]]), scores=np.array([0.5]))
+    assert join([sliver, whole], tiles, (160, 100), margin=1.0).labels.tolist() == [0]
+    beside = whole.replace(boxes=np.array([[89.0, 50, 130, 70]]))
+    assert join([sliver, beside], tiles, (160, 100), margin=1.0).labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("agnostic", "count"), [(False, 2), (True, 1)])
+def test_one_place_of_two_classes(agnostic: bool, count: int) -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(50, 0, 100, 100)]
+    views = [
+        Instances(labels=np.array([label]), boxes=np.array([[60.0, 10, 80, 30]]), scores=np.array([0.5 + label / 10]))
+        for label in range(2)
+    ]
+    assert len(join(views, tiles, (150, 100), margin=1.0, agnostic=agnostic)) == count
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(64, 700), st.integers(0, 300), st.sampled_from([1, 16, 32]))
+@settings(max_examples=100, deadline=None)
+def test_tiles_cover_overlap_and_keep_the_grid(width: int, height: int, side: int, overlap: int, multiple: int) -> None:
+    if overlap > side - multiple:
+        with pytest.raises(OptionError, match="overlap"):
+            lay_tiles((width, height), (side, side), overlap, multiple)
+        return
+    tiles = lay_tiles((width, height), (side, side), overlap, multiple)
+    for axis, length in ((0, width), (1, height)):
+        offsets = sorted({tile.box[axis] for tile in tiles})
+        assert offsets[0] == 0
+        assert all(offset % multiple == 0 for offset in offsets)
+        assert length <= offsets[-1] + side < max(length, side) + multiple
+        gaps = np.diff(offsets)
+        assert (gaps > 0).all()
+        assert (gaps <= max(side - overlap, multiple)).all()
+    assert len(tiles) == len(set(tiles))
+
+
+def test_when_tiles_are_used() -> None:
+    ids = np.zeros((150, 190), dtype=np.uint16)
+    ids[20:40, 20:40] = 201
+    whole = PerfectRuntime()
+    predict_image(whole, ids)
+    assert whole.sizes == [1]
+    tiled = PerfectRuntime()
+    predict_image(tiled, np.pad(ids, ((0, 0), (0, 10))), PredictOptions(batch=3))
+    assert sum(tiled.sizes) == 4
+    assert max(tiled.sizes) == 3
+    never = PerfectRuntime()
+    predict_image(never, np.pad(ids, ((0, 0), (0, 10))), PredictOptions(tiling="never"))
+    assert never.sizes == [1]
+
+
+def test_tiles_have_the_scale_of_the_training_images() -> None:
+    image = np.zeros((400, 700), dtype=np.uint16)
+    image[100:140, 300:360] = 201
+    runtime = PerfectRuntime(image_size=[256, 192])
+    found = predict_image(runtime, image)
+    assert sum(runtime.sizes) == 8  # tiles of 256 x 256 pixels
+    np.testing.assert_array_equal(found.boxes, [[300, 100, 360, 140]])
+    wider = PerfectRuntime(object_px=70)
+    predict_image(wider, image[:, :300])
+    narrow = PerfectRuntime()
+    predict_image(narrow, image[:, :300])
+    assert sum(wider.sizes) > sum(narrow.sizes)
+
+
+def test_most_keeps_the_strongest_of_all_tiles() -> None:
+    ids = draw(np.random.default_rng(5), 500, 400, 40, 30)
+    everything = predict_image(PerfectRuntime(), ids)
+    five = predict_image(PerfectRuntime(), ids, PredictOptions(most=5))
+    np.testing.assert_array_equal(five.scores, everything.scores[:5])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4), np.float32), np.zeros((0, 4, 3), np.uint8)])
+def test_what_is_no_image_is_refused(image: NDArray[Any]) -> None:
+    with pytest.raises(OptionError, match="an image must be"):
+        predict_image(PerfectRuntime(), image)
