@@ -166,8 +166,8 @@ class Dataset:
     def truth(self, index: int, *, masks: bool = False) -> Instances:
         """The objects of image `index` in pixels of the original image, as fresh arrays.
 
-        `boxes` are always set, `oriented` for the task `oriented`, `keypoints` where the source has them, `masks` if asked for: an
-        object without an outline then has its box (for oriented data its corners) as mask.
+        `boxes` are always set, `oriented` for the task `oriented`, `keypoints` where the source has them, `masks` if asked for:
+        an object without an outline then has its box (for oriented data its corners) as mask.
         """
         index = self._index(index)
         flat = self.annotations

@@ -19,7 +19,8 @@ class Finding:
     """One thing that was found.
 
     Args:
-        severity: `error` = data was lost or cannot be used, `warning` = something was corrected or looks wrong, `info` = good to know.
+        severity: `error` = data was lost or cannot be used, `warning` = something was corrected or looks wrong, `info` = good to
+            know.
         code: a short stable name of the kind, such as `box.degenerate`; tables group by it.
         message: one sentence: what it is and what was done about it.
         where: a file with a line or an id (`labels/a.txt:3`, `annotations.json#17`), or empty.

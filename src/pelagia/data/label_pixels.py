@@ -77,6 +77,6 @@ def _single_channel(pixels: NDArray[Any], path: Path) -> NDArray[Any]:
         return pixels.astype(np.uint8)
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
-    if pixels.dtype.kind in "iu" and pixels.size and 0 <= int(pixels.min()) and int(pixels.max()) <= 65535:
+    if pixels.dtype.kind in "iu" and pixels.size and int(pixels.min()) >= 0 and int(pixels.max()) <= 65535:
         return pixels.astype(np.uint16)
     raise ImageError(f"label values must be whole numbers 0 to 65535, got {pixels.dtype}", where=path)

@@ -10,7 +10,7 @@ import numpy as np
 from pelagia.core import oriented as core_oriented
 from pelagia.core.types import Float
 
-__all__ = ["bridge", "least_rectangle", "ring_area", "rings_area", "rings_bounds", "self_intersects"]
+__all__ = ["bridge", "least_rectangle", "ring_area", "rings_area", "rings_bounds"]
 
 
 def ring_area(ring: Float) -> float:
@@ -52,7 +52,7 @@ def least_rectangle(points: Float) -> Float:
     low_u, high_u, low_v, high_v = along.min(axis=0), along.max(axis=0), across.min(axis=0), across.max(axis=0)
     best = int(np.argmin((high_u - low_u) * (high_v - low_v)))
     u, v = (low_u[best] + high_u[best]) / 2, (low_v[best] + high_v[best]) / 2
-    centre = origin + [u * cos[best] - v * sin[best], u * sin[best] + v * cos[best]]
+    centre = origin + np.array([u * cos[best] - v * sin[best], u * sin[best] + v * cos[best]])
     sides = [high_u[best] - low_u[best], high_v[best] - low_v[best]]
     box: Float = core_oriented.canonical(np.array([[*centre, *sides, angles[best]]]))[0]
     return box
@@ -79,22 +79,6 @@ def bridge(rings: Sequence[Float]) -> Float:
         turned = np.concatenate([ring[j:], ring[: j + 1]])
         joined = np.concatenate([joined[: i + 1], turned, joined[i:]])
     return joined
-
-
-def self_intersects(ring: Float) -> bool:
-    """Whether two edges of a ring [P, 2] that are no neighbours cross properly."""
-    count = len(ring)
-    if count < 4 or count > 2000:  # quadratic; an outline of thousands of points comes from pixels and does not cross itself
-        return False
-    a, b = ring, np.roll(ring, -1, axis=0)
-
-    def side(p: Float, q: Float, r: Float) -> Float:
-        cross: Float = (q[..., 0] - p[..., 0]) * (r[..., 1] - p[..., 1]) - (q[..., 1] - p[..., 1]) * (r[..., 0] - p[..., 0])
-        return cross
-
-    first = side(a[:, None], b[:, None], a[None]) * side(a[:, None], b[:, None], b[None])
-    second = side(a[None], b[None], a[:, None]) * side(a[None], b[None], b[:, None])
-    return bool(((first < 0) & (second < 0)).any())
 
 
 def _signed(ring: Float) -> float:

@@ -1,0 +1,354 @@
+"""COCO JSON: boxes, polygons, run-length masks, keypoints, and oriented boxes as 5-number `bbox`.
+
+Format: https://cocodataset.org/#format-data (Lin et al., "Microsoft COCO: Common Objects in Context", 2014). How an outline is
+stored is told by the type of `segmentation`, never by `iscrowd`: single objects in run lengths are legal and common.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pelagia.core import masks as core_masks
+from pelagia.core import oriented as core_oriented
+from pelagia.core.files import read_json
+from pelagia.core.oriented import OrientedConvention
+from pelagia.core.types import Category, Float
+from pelagia.data.dataset import Dataset
+from pelagia.data.formats.common import Collector, Place, ReadOptions, number, numbers
+from pelagia.data.formats.find import ImageFinder
+from pelagia.data.outlines import rings_area, rings_bounds
+from pelagia.errors import FormatError, OptionError, PelagiaError
+
+__all__ = ["ANGLES", "flip_partners", "read", "sniff"]
+
+#: Unit and direction of an angle in a file.
+ANGLES = ("rad-cw", "rad-ccw", "deg-cw", "deg-ccw")
+
+_IMAGE_KEYS = {"id", "file_name", "filename", "width", "height"}
+_ANNOTATION_KEYS = {"id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "ignore", "difficult"}
+_ANNOTATION_KEYS |= {"keypoints", "num_keypoints"}
+
+
+def sniff(path: Path) -> float:
+    """0 to 1: how much `path` looks like COCO JSON. Only the name and the first bytes are looked at."""
+    if not path.is_file() or path.suffix.lower() != ".json":
+        return 0.0
+    with open(path, "rb") as stream:
+        head = stream.read(65536)
+    keys = (b'"images"', b'"annotations"', b'"annotation"', b'"categories"')
+    return 0.9 if any(key in head for key in keys) else 0.2 if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" else 0.0
+
+
+@dataclass(slots=True)
+class _State:
+    path: Path
+    out: Collector
+    angle: OrientedConvention | None
+    labels: dict[int, int]  # category id -> label, or -1 - k for the k-th ignored category
+    rows: dict[Any, int] = field(default_factory=dict)  # image id as stated -> index
+    ids: set[int] = field(default_factory=set)
+    box_areas: int = 0  # outlines whose stated area is that of the box though the outline's differs
+    outlines: int = 0
+    oriented: int = 0
+    other_keys: set[str] = field(default_factory=set)
+
+
+def read(path: Path, options: ReadOptions) -> Dataset:
+    """The data set in a COCO JSON file.
+
+    Images are looked for in `options.images`, beside the file, and in folders named `images` or after the split. Images that are
+    missing stay, with a finding: scoring needs their labels only. The task is `oriented` if a box has five numbers, else `detect`;
+    outlines and keypoints are kept for `Dataset.with_task`.
+
+    Raises:
+        FormatError: not COCO, an entry is malformed, or 5-number boxes without `options.angle`.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise FormatError("not a COCO file: expected a JSON object with images, annotations and categories", where=path)
+    if options.angle is not None and options.angle not in ANGLES:
+        raise OptionError(f"angle must be one of {', '.join(ANGLES)}, got {options.angle!r}")
+    categories = _categories(document, path)
+    out = Collector.of(path.parent, "coco", categories, options.ignore_categories)
+    labels = {category.id: label for label, category in enumerate(out.categories)}
+    labels |= {category.id: -1 - k for k, category in enumerate(out.ignored)}
+    state = _State(path, out, cast("OrientedConvention | None", options.angle), labels)
+    _read_images(_list(document, "images", path), state, options)
+    entries = document.get("annotations")
+    if entries is None and "annotation" in document:
+        entries = document["annotation"]
+        out.note("warning", "coco.key", "the list is called 'annotation'; read as 'annotations'", path)
+    if not isinstance(entries, list):
+        raise FormatError("the key 'annotations' must hold a list", where=path)
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise FormatError(f"annotations[{position}] must be an object", where=path)
+        _read_annotation(entry, position, state)
+    _closing_notes(state)
+    return out.finish("oriented" if state.oriented else "detect")
+
+
+def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
+    value = document.get(key)
+    if not isinstance(value, list):
+        raise FormatError(f"the key {key!r} must hold a list", where=path)
+    return value
+
+
+def _categories(document: Mapping[str, Any], path: Path) -> list[Category]:
+    found: dict[int, Category] = {}
+    for position, entry in enumerate(_list(document, "categories", path)):
+        where = f"{path}: categories[{position}]"
+        if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
+            raise FormatError("a category needs id and name", where=where)
+        identity = int(number(entry["id"], "category id", where))
+        if identity in found:
+            raise FormatError(f"category id {identity} occurs twice ({found[identity].name!r}, {entry['name']!r})", where=where)
+        keypoints = tuple(str(name) for name in entry.get("keypoints") or ())
+        skeleton = []
+        for pair in entry.get("skeleton") or ():
+            first, second = numbers(pair, "skeleton pair", where).astype(int).tolist()
+            skeleton.append((first - 1, second - 1))
+        found[identity] = Category(
+            id=identity,
+            name=str(entry["name"]),
+            supercategory=str(entry.get("supercategory") or ""),
+            keypoints=keypoints,
+            skeleton=tuple(skeleton),
+            flip=flip_partners(keypoints),
+            is_thing=bool(entry.get("isthing", 1)),
+        )
+    return list(found.values())
+
+
+def flip_partners(names: tuple[str, ...]) -> tuple[int, ...]:
+    """For each point the point it becomes when the image is mirrored: `left_x` and `right_x` swap, others stay."""
+    place = {name: index for index, name in enumerate(names)}
+    swap = {"left": "right", "right": "left"}
+    partners = []
+    for index, name in enumerate(names):
+        words = name.replace("-", "_").split("_")
+        other = [swap.get(word, word) for word in words]
+        partners.append(place.get("_".join(other), place.get("-".join(other), index)))
+    return tuple(partners)
+
+
+def _read_images(entries: list[Any], state: _State, options: ReadOptions) -> None:
+    names = []
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict) or "id" not in entry:
+            raise FormatError("an image needs id and file_name", where=f"{state.path}: images[{position}]")
+        name = entry.get("file_name", entry.get("filename"))
+        if not isinstance(name, str) or not name:
+            raise FormatError("the image has no file_name", where=f"{state.path}#{entry['id']}")
+        names.append(name)
+    if any("file_name" not in entry for entry in entries):
+        state.out.note("warning", "coco.key", "images have 'filename' instead of 'file_name'; read alike", state.path)
+    finder = ImageFinder.beside(state.path, names, options.images)
+    missing, strange_ids = [], 0
+    for name, entry in zip(names, entries, strict=True):
+        identity, where = entry["id"], Place(state.path, id=entry["id"])
+        file = finder.find(name, state.out)
+        if file is None:
+            missing.append(name)
+            file = finder.folder / name
+        if identity in state.rows:
+            if state.out.files[state.rows[identity]] == state.out.relative(file):
+                state.out.note("warning", "image.twice", "the image is listed twice; the second entry is left out", where)
+                continue
+            raise FormatError("two images have this id", where=str(where))
+        size = _size(entry, file, name not in missing[-1:], state, where)
+        whole = isinstance(identity, int) and not isinstance(identity, bool)
+        strange_ids += not whole
+        state.rows[identity] = state.out.add_image(name, file, size, identity if whole else None)
+    if strange_ids:
+        state.out.note("warning", "image.id", "image ids are not whole numbers; numbered from 1", state.path, strange_ids)
+    if missing:
+        text = f"images are not found (the first: {missing[0]!r}); looked in {finder.folder}. Name their folder with images="
+        state.out.note("error", "image.missing", text, state.path, len(missing))
+
+
+def _size(entry: Mapping[str, Any], file: Path, exists: bool, state: _State, where: Place) -> tuple[int, int]:
+    width, height = entry.get("width"), entry.get("height")
+    if width and height:
+        return int(number(width, "width", where)), int(number(height, "height", where))
+    size = state.out.size_of(file) if exists else None
+    if size is None:
+        raise FormatError("the image states no width and height, and its file cannot be read", where=str(where))
+    state.out.note("info", "image.size", "the image states no width and height; taken from its file", where)
+    return size
+
+
+def _read_annotation(entry: Mapping[str, Any], position: int, state: _State) -> None:
+    out = state.out
+    where = Place(state.path, id=entry.get("id", f"annotations[{position}]"))
+    state.other_keys |= entry.keys() - _ANNOTATION_KEYS
+    image = state.rows.get(entry.get("image_id"))
+    if image is None:
+        out.note("error", "annotation.image", f"image_id {entry.get('image_id')!r} is no image; left out", where)
+        return
+    if entry.get("category_id") not in state.labels:
+        out.note("error", "annotation.category", f"category_id {entry.get('category_id')!r} is no category; left out", where)
+        return
+    label = state.labels[entry["category_id"]]
+    rings, runs = _segmentation(entry.get("segmentation"), image, where, state)
+    keypoints = _keypoints(entry.get("keypoints"), where)
+    box, oriented = _box(entry.get("bbox"), where, state)
+    width, height = out.sizes[image]
+    if box is None:
+        box = _derived_box(rings, runs, keypoints, width, height)
+        if box is None:
+            out.note("error", "annotation.empty", "the annotation has neither box nor outline nor keypoints; left out", where)
+            return
+        out.note("info", "annotation.box", "the annotation has no bbox; derived from its outline or keypoints", where)
+    outline_area = rings_area(rings) if rings else None if runs is None else float(runs[1::2].sum(dtype=np.int64))
+    area = entry.get("area")
+    area = outline_area if area is None else number(area, "area", where)
+    if area is not None and outline_area is not None:
+        extent = float((box[2] - box[0]) * (box[3] - box[1]))
+        state.outlines += 1
+        state.box_areas += math.isclose(area, extent, rel_tol=1e-3) and outline_area < 0.95 * extent
+    added = out.add(
+        image,
+        label,
+        box,
+        where,
+        id=_identity(entry.get("id"), where, state),
+        oriented=oriented,
+        area=area,
+        crowd=bool(entry.get("iscrowd", 0)),
+        difficult=bool(entry.get("difficult", 0)),
+        ignore=bool(entry.get("ignore", 0)),
+        keypoints=keypoints,
+        rings=rings or None,
+        runs=runs,
+    )
+    state.oriented += added and oriented is not None
+
+
+def _identity(value: Any, where: Place, state: _State) -> int:
+    """The id, or a fresh one where it is missing, no whole number, or taken."""
+    usable = isinstance(value, int) and not isinstance(value, bool)
+    if not usable or value in state.ids:
+        fresh = _fresh(state)
+        if usable:
+            state.out.note("warning", "annotation.id", f"two annotations have the id {value}; both are kept, one as {fresh}", where)
+        value = fresh
+    state.ids.add(value)
+    return int(value)
+
+
+def _fresh(state: _State) -> int:
+    candidate = len(state.ids) + 1_000_000_000
+    while candidate in state.ids:
+        candidate += 1
+    return candidate
+
+
+def _box(value: Any, where: Place, state: _State) -> tuple[Float | None, Float | None]:
+    """The upright box and the oriented box, each as far as `bbox` gives it."""
+    if value is None or value == []:
+        return None, None
+    given = numbers(value, "bbox", where)
+    if len(given) == 4:
+        x, y, w, h = given
+        return np.array([x, y, x + w, y + h]), None
+    if len(given) != 5:
+        raise FormatError(f"bbox must have 4 numbers (x, y, w, h) or 5 (cx, cy, w, h, angle), got {len(given)}", where=str(where))
+    if state.angle is None:
+        raise FormatError(
+            "bbox has 5 numbers: an oriented box cx, cy, w, h, angle. Unit and direction of the angle differ between files and "
+            f"cannot be guessed: state them with --angle (angle=), one of {', '.join(ANGLES)}",
+            where=str(where),
+        )
+    if state.angle.startswith("rad") and abs(given[4]) > 2 * math.pi + 1e-6:
+        raise FormatError(f"angle {given[4]:g} is beyond 2 pi, so it is not in radians; use --angle deg-cw or deg-ccw", where=str(where))
+    if given[2] <= 0 or given[3] <= 0:
+        return np.array([given[0], given[1], given[0], given[1]]), None
+    oriented: Float = core_oriented.convert(given[None], state.angle, "canonical")
+    return core_oriented.bounds(oriented)[0], oriented[0]
+
+
+def _segmentation(
+    value: Any, image: int, where: Place, state: _State
+) -> tuple[list[Float], NDArray[np.uint32] | None]:
+    """The rings, or the runs, whichever `segmentation` holds."""
+    if not value:
+        return [], None
+    if isinstance(value, dict):
+        return [], _runs(value, image, where, state)
+    if not isinstance(value, list):
+        raise FormatError("segmentation must be a list of polygons or a run-length object", where=str(where))
+    parts = value if isinstance(value[0], list) else [value]
+    rings = []
+    for part in parts:
+        flat = numbers(part, "polygon", where)
+        if len(flat) % 2:
+            raise FormatError(f"a polygon needs pairs of x and y, got {len(flat)} numbers", where=str(where))
+        rings.append(flat.reshape(-1, 2))
+    return state.out.clean_rings(rings, where), None
+
+
+def _runs(value: Mapping[str, Any], image: int, where: Place, state: _State) -> NDArray[np.uint32] | None:
+    width, height = state.out.sizes[image]
+    size, counts = value.get("size"), value.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, list | str):
+        raise FormatError("a run-length mask needs size [height, width] and counts", where=str(where))
+    if [int(number(side, "size", where)) for side in size] != [height, width]:
+        text = f"mask of {size[1]} x {size[0]} pixels for an image of {width} x {height}; the mask is left out, its box is kept"
+        state.out.note("error", "mask.size", text, where)
+        return None
+    if isinstance(counts, str):
+        try:
+            runs = core_masks.rle_from_string(counts, height, width).counts
+        except PelagiaError as error:
+            raise FormatError(f"the compressed run lengths are broken ({error.reason})", where=str(where)) from error
+    else:
+        given = numbers(counts, "counts", where) if counts else np.zeros(0)
+        if (given < 0).any() or (given != np.floor(given)).any():
+            raise FormatError("run lengths must be whole numbers from 0", where=str(where))
+        runs = given.astype(np.uint32)
+    if int(runs.sum(dtype=np.int64)) != width * height:
+        raise FormatError(f"run lengths add up to {int(runs.sum(dtype=np.int64))}, not to {width} x {height}", where=str(where))
+    if not runs[1::2].any():
+        state.out.note("warning", "mask.empty", "the mask has no pixel; left out", where)
+        return None
+    return runs
+
+
+def _keypoints(value: Any, where: Place) -> Float | None:
+    if not value:
+        return None
+    flat = numbers(value, "keypoints", where)
+    if len(flat) % 3:
+        raise FormatError(f"keypoints need x, y, v for each point, got {len(flat)} numbers", where=str(where))
+    return flat.reshape(-1, 3)
+
+
+def _derived_box(
+    rings: list[Float], runs: NDArray[np.uint32] | None, keypoints: Float | None, width: int, height: int
+) -> Float | None:
+    if rings:
+        return rings_bounds(rings)
+    if runs is not None:
+        bounds: Float = core_masks.bounds(core_masks.crop_from_rle(core_masks.RLE(height, width, runs)))
+        return bounds
+    if keypoints is not None and (keypoints[:, 2] > 0).any():
+        return rings_bounds([keypoints[keypoints[:, 2] > 0, :2]])
+    return None
+
+
+def _closing_notes(state: _State) -> None:
+    if state.outlines and state.box_areas == state.outlines:
+        text = "'area' is that of the box although outlines exist; kept, and scores by object size follow it"
+        state.out.note("warning", "area.of_box", text, state.path, state.box_areas)
+    if state.other_keys:
+        keys = ", ".join(sorted(state.other_keys)[:12])
+        state.out.note("info", "coco.other_keys", f"keys of annotations that are not used: {keys}", state.path)

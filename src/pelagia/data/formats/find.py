@@ -1,0 +1,90 @@
+"""Finding the images that an annotation file speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pelagia.data.formats.common import Collector, image_files
+from pelagia.errors import OptionError
+
+__all__ = ["ImageFinder"]
+
+#: How many names are tried in each folder before one is chosen.
+_PROBES = 50
+
+#: Folders with more images than this are not searched by bare name.
+_INDEX_LIMIT = 2_000_000
+
+
+@dataclass(slots=True)
+class ImageFinder:
+    """Finds image files by the names that annotations give them.
+
+    Args:
+        folder: the folder that most names were found in, or the first candidate.
+        folders: all candidates, `folder` first.
+        search: folder that is searched by bare file name when a name is in none of them.
+    """
+
+    folder: Path
+    folders: list[Path]
+    search: Path
+    _index: dict[str, list[Path]] | None = field(default=None)
+
+    @classmethod
+    def beside(cls, path: Path, names: Sequence[str], images: Path | None) -> ImageFinder:
+        """A finder for the `names` in the annotation file `path`.
+
+        Candidates are `images` if given; otherwise the file's folder, its `images` and `JPEGImages`, the same of the folder above,
+        and folders named after the file (`instances_train2017.json`: `train2017`, `images/train2017`).
+
+        Raises:
+            OptionError: `images` is no folder.
+        """
+        if images is not None and not images.is_dir():
+            raise OptionError("images= is no folder", where=images)
+        here = path.parent
+        candidates = [images] if images is not None else []
+        if images is None:
+            tokens = [path.stem, *path.stem.split("_"), *path.stem.split("-")]
+            for base in (here, here.parent):
+                for middle in (base, base / "images", base / "JPEGImages", base / "data"):
+                    candidates += [middle, *(middle / token for token in tokens)]
+        folders = [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
+        step = max(1, len(names) // _PROBES)
+        probes = [_native(name) for name in names[::step]]
+        hits = [sum((folder / probe).is_file() for probe in probes) for folder in folders]
+        order = sorted(range(len(folders)), key=lambda i: -hits[i])
+        folders = [folders[i] for i in order] or [here]
+        return cls(folders[0], folders, images if images is not None else here)
+
+    def find(self, name: str, out: Collector) -> Path | None:
+        """The file called `name`, or None.
+
+        A name that no folder holds as it stands is looked up by its last part, whatever its case or folder, if exactly one image
+        of that name exists; a finding says so.
+        """
+        native = _native(name)
+        for folder in self.folders:
+            candidate = folder / native
+            if candidate.is_file():
+                return candidate
+        if self._index is None:
+            self._index = {}
+            for file in image_files(self.search)[:_INDEX_LIMIT]:
+                self._index.setdefault(file.name.lower(), []).append(file)
+                self._index.setdefault(file.stem.lower(), []).append(file)
+        last = Path(native).name.lower()
+        matches = self._index.get(last, [])
+        if len(matches) != 1:
+            return None
+        out.note("info", "image.found_elsewhere", f"image {name!r} is taken from {matches[0]}", out.root)
+        return matches[0]
+
+
+def _native(name: str) -> str:
+    """Forward slashes; the part after the drive letter of a Windows path."""
+    plain = name.replace("\\", "/")
+    return plain[2:].lstrip("/") if len(plain) > 1 and plain[1] == ":" else plain
