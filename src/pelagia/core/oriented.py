@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, TypeVar, get_args
 
+import cv2
 import numpy as np
 from array_api_compat import array_namespace
 
 from pelagia.core.types import Float
-from pelagia.errors import OptionError
+from pelagia.errors import LabelError, OptionError
 
 __all__ = [
     "OrientedConvention",
@@ -25,6 +26,7 @@ __all__ = [
     "canonical",
     "convert",
     "from_corners",
+    "from_points",
     "iou",
     "iou_aligned",
     "probiou",
@@ -78,6 +80,32 @@ def from_corners(corners: Float) -> Float:
     centre = origin[:, 0] + middle_u[:, None] * axis + middle_v[:, None] * side
     angle = np.arctan2(axis[:, 1], axis[:, 0])
     return canonical(np.column_stack([centre, extent_u[best], extent_v[best], angle]))
+
+
+def from_points(points: Float) -> Float:
+    """[P, 2] points -> [5], the smallest rectangle around all of them, canonical; P >= 1.
+
+    One side lies along an edge of the convex hull (Freeman & Shapira, CACM 1975). The hull is found in float32, which only picks
+    the directions; extents are taken over all points in float64.
+
+    Raises:
+        LabelError: no point, or one that is not finite.
+    """
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    if len(points) == 0 or not np.isfinite(points).all():
+        raise LabelError("a rectangle needs at least one point, all finite")
+    origin = (points.min(axis=0) + points.max(axis=0)) / 2
+    centred = points - origin
+    hull = centred[cv2.convexHull(centred.astype(np.float32), returnPoints=False).reshape(-1)]
+    edges = np.roll(hull, -1, axis=0) - hull
+    angles = np.unique(np.arctan2(edges[:, 1], edges[:, 0]) % (math.pi / 2))  # turned by a right angle it is the same rectangle
+    axes = np.stack([np.cos(angles), np.sin(angles)])  # [2, E]
+    along, across = centred @ axes, centred @ np.stack([-axes[1], axes[0]])  # [P, E]
+    extent_u, extent_v = np.ptp(along, axis=0), np.ptp(across, axis=0)
+    best = int(np.argmin(extent_u * extent_v))
+    u, v = (along[:, best].min() + along[:, best].max()) / 2, (across[:, best].min() + across[:, best].max()) / 2
+    centre = origin + u * axes[:, best] + v * np.array([-axes[1, best], axes[0, best]])
+    return canonical(np.array([*centre, extent_u[best], extent_v[best], angles[best]]))
 
 
 def canonical(oriented: Float) -> Float:
