@@ -74,7 +74,7 @@ class OnnxRuntime:
             raise CheckpointError("there is no such file", where=path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or cpu_count()
-        options.log_severity_level = 3  # errors only; they come back as exceptions
+        options.log_severity_level = 4  # errors come back as exceptions; printed too, they would frighten twice
         available = onnxruntime.get_available_providers()
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         try:
@@ -105,11 +105,11 @@ class OnnxRuntime:
             ModelError: the images do not have the size of the card, or ONNX Runtime fails on them.
         """
         expected = (3, *self._card.input_size)
-        if images.ndim != 4 or images.shape[1:] != expected:
+        if images.ndim != 4 or len(images) == 0 or images.shape[1:] != expected:
             raise ModelError(f"images have shape {list(images.shape)}, expected [B, {str(list(expected))[1:]}", where=self._path)
         images = np.ascontiguousarray(images, dtype=np.float32)
-        step = self._batch or max(len(images), 1)
-        parts = [self._run(images[start : start + step], step) for start in range(0, max(len(images), 1), step)]
+        step = self._batch or len(images)
+        parts = [self._run(images[start : start + step], step) for start in range(0, len(images), step)]
         return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(self._outputs)}
 
     def _run(self, images: NDArray[np.float32], batch: int) -> list[NDArray[Any]]:
