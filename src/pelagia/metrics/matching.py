@@ -1,4 +1,4 @@
-"""The matcher: which prediction found which true object. One for boxes, oriented boxes, masks and keypoints.
+"""The matcher: which prediction found which true object. One for every kind of shape; only `similarity` knows which it is.
 
 It follows COCO's rule (Lin et al., "Microsoft COCO", 2014; `pycocotools.cocoeval`). Inside one image and one class, predictions
 go in descending score. Each takes the free true object of largest similarity that reaches the threshold (of equals the last in

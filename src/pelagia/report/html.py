@@ -246,7 +246,7 @@ caption { text-align: left; padding: 0.7rem 0.9rem 0.4rem; color: var(--soft); }
 .slim { width: fit-content; max-width: 100%; }
 .slim th:not(:first-child), .slim td:not(:first-child) { padding-left: 2.5rem; }
 th, td { padding: 0.45rem 0.9rem; text-align: left; white-space: nowrap; }
-td:first-child { white-space: normal; min-width: 8rem; overflow-wrap: anywhere; }
+td:first-child { white-space: normal; min-width: 7rem; overflow-wrap: break-word; }
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 tbody tr:hover td { background: color-mix(in srgb, var(--accent) 7%, transparent); }

@@ -198,6 +198,7 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 def _figure(panels: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
     module = resolve("matplotlib.figure", purpose="draw plots")
     figure = module.Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     every = figure.subplots(1, panels, squeeze=False)[0].tolist()
     for axes in every:
         axes.grid(visible=True, color="#E3E8EB", linewidth=0.8)
