@@ -1,0 +1,205 @@
+"""Pictures: colours that the colour-blind tell apart, labels that never collide, objects where they belong."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from pelagia.core.draw import _luminance, _place, _tab, colour, display, draw_instances
+from pelagia.core.types import Float, Instances, MaskCrop
+
+#: Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
+BLINDNESS = {
+    "none": np.eye(3),
+    "protan": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
+    "deutan": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
+    "tritan": np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]),
+}
+
+
+def seen_as(rgb: tuple[int, int, int], kind: str) -> Any:
+    value = np.array(rgb) / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(BLINDNESS[kind] @ linear, 0, 1)
+    return rgb2lab(np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055))
+
+
+def scene(boxes: Any, **fields: Any) -> Instances:
+    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
+    fields.setdefault("labels", np.zeros(len(boxes), dtype=int))
+    return Instances(boxes=boxes, **fields)
+
+
+def random_scene(rng: np.random.Generator, count: int, width: int, height: int) -> Instances:
+    centre, size = rng.uniform(0, 1, (count, 2)) * [width, height], rng.uniform(5, 0.2 * max(width, height), (count, 2))
+    boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+    return scene(boxes, labels=rng.integers(0, 5, count), scores=rng.uniform(0, 1, count))
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_the_first_seven_colours_differ_for_everyone(kind: str) -> None:
+    least = min(
+        deltaE_ciede2000(seen_as(colour(a), kind), seen_as(colour(b), kind)) for a, b in itertools.combinations(range(7), 2)
+    )
+    assert least > 9  # 1 is just noticeable, side by side
+
+
+def test_many_classes_have_colours_of_their_own() -> None:
+    colours = [colour(label) for label in range(100)]
+    assert len(set(colours)) == 100
+    assert all(0 <= value <= 255 for rgb in colours for value in rgb)
+
+
+@pytest.mark.parametrize("label", range(40))
+def test_text_stands_out_from_its_tab(label: int) -> None:
+    picture = np.full((30, 100, 3), 7, np.uint8)
+    _tab(picture, "Mm", (0, 0, 100, 30), 20, colour(label))
+    tab = _luminance(colour(label))
+    ratios = [(max(tab, ink) + 0.05) / (min(tab, ink) + 0.05) for ink in map(_luminance, map(tuple, picture.reshape(-1, 3)))]
+    assert max(ratios) >= 4.5  # WCAG 2.1, level AA
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [0, 1, 3])
+def test_any_image_becomes_an_rgb_picture_and_stays_untouched(dtype: Any, channels: int) -> None:
+    shape = (50, 60, channels) if channels else (50, 60)
+    image = np.random.default_rng(0).integers(0, 200, shape, dtype=dtype)
+    before = image.copy()
+    found = draw_instances(image, scene([[10, 10, 30, 30]]), ["a"])
+    assert found.shape == (50, 60, 3)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(draw_instances(image, scene([]), []), display(image))
+
+
+def test_dark_16_bit_images_are_stretched() -> None:
+    image = np.random.default_rng(0).integers(1000, 1400, (64, 64), dtype=np.uint16)
+    shown = display(image)
+    assert shown.min() == 0
+    assert shown.max() == 255
+    assert abs(shown.mean() - 127) < 5
+
+
+def test_a_box_is_drawn_on_its_edge() -> None:
+    picture = draw_instances(np.zeros((40, 50), np.uint8), scene([[10, 5, 30, 25]]), ["a"], labels=False)
+    ink = (picture == colour(0)).all(axis=2)
+    expected = np.zeros((40, 50), bool)
+    expected[5:25, 10:30] = True
+    expected[6:24, 11:29] = False
+    np.testing.assert_array_equal(ink, expected)
+
+
+def test_a_box_over_the_border_shows_all_sides() -> None:
+    picture = draw_instances(np.zeros((40, 50), np.uint8), scene([[-10, -10, 500, 500]]), ["a"], labels=False)
+    ink = (picture == colour(0)).all(axis=2)
+    assert ink[0].all()
+    assert ink[-1].all()
+    assert ink[:, 0].all()
+    assert ink[:, -1].all()
+    assert not ink[1:-1, 1:-1].any()
+
+
+def test_lines_grow_with_the_image_but_not_beyond_the_object() -> None:
+    def width(side: int, box: int) -> int:
+        picture = draw_instances(np.zeros((side, side), np.uint8), scene([[50, 50, 50 + box, 50 + box]]), ["a"], labels=False)
+        return int(np.flatnonzero(picture[50 + box // 2, 50 : 50 + box // 2].any(axis=1)).max()) + 1
+
+    assert width(200, 100) == 1
+    assert width(1000, 500) == 2
+    assert width(4000, 1000) == 9
+    assert width(4000, 40) == 4
+
+
+def test_oriented_boxes_are_drawn_turned() -> None:
+    angle = np.pi / 4
+    found = Instances(labels=np.array([1]), oriented=np.array([[50.0, 50.0, 60.0, 20.0, angle]]))
+    picture = draw_instances(np.zeros((100, 100), np.uint8), found, ["a", "b"], labels=False)
+    y, x = np.nonzero(picture.any(axis=2))
+    along = (x + 0.5 - 50) * np.cos(angle) + (y + 0.5 - 50) * np.sin(angle)
+    across = -(x + 0.5 - 50) * np.sin(angle) + (y + 0.5 - 50) * np.cos(angle)
+    assert np.maximum(abs(along) / 30, abs(across) / 10).max() < 1.2
+    assert ((abs(abs(along) - 30) < 1.6) | (abs(abs(across) - 10) < 1.6)).all()
+    assert along.max() == pytest.approx(30, abs=1.5)
+
+
+def test_masks_are_translucent_and_cut_at_the_border() -> None:
+    mask = MaskCrop(-5, -5, np.ones((30, 30), bool))
+    picture = draw_instances(np.full((50, 50), 100, np.uint8), scene([[-5, -5, 25, 25]], masks=(mask,)), ["a"], labels=False)
+    expected = np.rint(0.65 * 100 + 0.35 * np.array(colour(0)))
+    np.testing.assert_array_equal(picture[10, 10], expected)
+    np.testing.assert_array_equal(picture[40, 40], [100, 100, 100])
+    outside = MaskCrop(80, 80, np.ones((3, 3), bool))
+    np.testing.assert_array_equal(
+        draw_instances(np.zeros((50, 50), np.uint8), scene([[80, 80, 83, 83]], masks=(outside,)), ["a"], labels=False), 0
+    )
+
+
+def test_regions_to_ignore_are_grey_and_nameless() -> None:
+    found = scene([[10, 10, 40, 40]], ignore=np.array([True]))
+    picture = draw_instances(np.zeros((50, 50), np.uint8), found, ["a"])
+    assert {tuple(value) for value in picture.reshape(-1, 3).tolist()} == {(0, 0, 0), (170, 170, 170)}
+
+
+def test_keypoints_and_skeleton() -> None:
+    points = np.array([[[10.5, 10.5, 2], [40.5, 10.5, 1], [25.5, 40.5, 0]]])
+    found = scene([[2, 2, 48, 48]], keypoints=points)
+    picture = draw_instances(np.zeros((50, 50), np.uint8), found, ["a"], labels=False, skeleton=[(0, 1), (1, 2)])
+    assert tuple(picture[10, 10]) == colour(0)
+    assert np.abs(picture[10, 25].astype(int) - colour(0)).max() < 40  # antialiased
+    assert tuple(picture[10, 40]) == (255, 255, 255)
+    assert not picture[20:45, 5:45].any()
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**20), count=st.integers(1, 150), width=st.integers(60, 900), height=st.integers(60, 900))
+def test_labels_follow_their_rule(seed: int, count: int, width: int, height: int) -> None:
+    found = random_scene(np.random.default_rng(seed), count, width, height)
+    names = [f"taxon {i}" for i in range(5)]
+    placed = list(_place(found, found.box_array, names, (width, height), True))
+    kept = len(np.unique(found.labels))
+    assert kept <= len(placed) <= count
+    assert {text.split(" ")[1] for text, *_ in placed} == {str(label) for label in np.unique(found.labels)}
+    for position, (_, rect, size, _) in enumerate(placed):
+        assert size >= 10
+        if position < kept:  # the best of a class may be forced
+            continue
+        assert rect[0] >= 0
+        assert rect[1] >= 0
+        assert rect[2] <= width
+        assert rect[3] <= height
+        for _, other, *_ in placed[:position]:
+            assert rect[2] <= other[0] or other[2] <= rect[0] or rect[3] <= other[1] or other[3] <= rect[1]
+
+
+def test_a_crowded_scene_drops_labels_and_a_sparse_one_keeps_them() -> None:
+    def shares(boxes: Float) -> float:
+        found = scene(boxes, scores=np.full(len(boxes), 0.5))
+        return len(list(_place(found, boxes, ["Pseudo-nitzschia"], (1000, 1000), True))) / len(boxes)
+
+    grid = np.array([[x, y] for x in range(20, 980, 30) for y in range(20, 980, 30)], dtype=float)
+    assert shares(np.concatenate([grid, grid + 20], axis=1)) < 0.1
+    sparse = np.array([[x, y] for x in range(100, 900, 300) for y in range(100, 900, 200)], dtype=float)
+    assert shares(np.concatenate([sparse, sparse + 80], axis=1)) == 1
+
+
+def test_a_label_at_the_upper_border_goes_inside_or_below() -> None:
+    found = scene([[10, 0, 390, 200]])
+    ((_, rect, _, _),) = list(_place(found, found.box_array, ["a"], (400, 400), True))
+    assert (rect[0], rect[1]) == (10, 0)
+
+
+@pytest.mark.parametrize("box", [[5, 5, 5, 5], [20, 20, 10, 10], [-900, -900, -800, -800], [1e9, 1e9, 2e9, 2e9], [0, 0, 3, 3]])
+def test_degenerate_boxes_do_no_harm(box: list[float]) -> None:
+    for kind in ("boxes", "oriented"):
+        found = scene([box], scores=np.array([0.3]))
+        if kind == "oriented":
+            x1, y1, x2, y2 = box
+            oriented = np.array([[x1, y1, abs(x2 - x1), abs(y2 - y1), 0.3]])
+            found = found.replace(boxes=None, oriented=oriented)
+        assert draw_instances(np.zeros((8, 9), np.uint8), found, []).shape == (8, 9, 3)
