@@ -1,0 +1,68 @@
+"""Self-attention over the cells of a feature map (Vaswani et al., 2017, arXiv:1706.03762), as the YOLO family uses it on P5.
+
+The partial form (PSA: Wang et al., "YOLOv10", NeurIPS 2024, arXiv:2405.14458, section 3.2) attends on half the channels only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pelagia.nn.layers import ConvNormAct
+
+__all__ = ["C2PSA", "Attention", "PSABlock"]
+
+
+class Attention(nn.Module):
+    """softmax(q^T k / sqrt(d)) over all cells, per head, plus a depthwise 3 x 3 convolution of v as position code.
+
+    Heads have 64 channels of v and 32 of q and k; queries, keys and values come from one pointwise convolution and lie head by
+    head (q, k, v within a head). [B, C, H, W] -> the same shape.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = max(channels // 64, 1)
+        self.width = channels // self.heads
+        self.key_width = self.width // 2
+        self.qkv = ConvNormAct(channels, channels + 2 * self.key_width * self.heads, activate=False)
+        self.position = ConvNormAct(channels, channels, 3, groups=channels, activate=False)
+        self.project = ConvNormAct(channels, channels, activate=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(x).reshape(batch, self.heads, 2 * self.key_width + self.width, height * width)  # [B, h, 2 k + d, N]
+        q, k, v = qkv.transpose(2, 3).split([self.key_width, self.key_width, self.width], dim=3)  # each [B, h, N, .]
+        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, h, N, d]
+        mixed = mixed.transpose(2, 3).reshape(batch, channels, height, width)
+        values = v.transpose(2, 3).reshape(batch, channels, height, width)
+        return self.project(mixed + self.position(values))  # type: ignore[no-any-return]
+
+
+class PSABlock(nn.Module):
+    """Attention, then two pointwise convolutions with twice the channels between; both with a residual path."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attention = Attention(channels)
+        self.feed = nn.Sequential(ConvNormAct(channels, 2 * channels), ConvNormAct(2 * channels, channels, activate=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.feed(x)  # type: ignore[no-any-return]
+
+
+class C2PSA(nn.Module):
+    """Half of the channels pass `depth` attention blocks, the other half passes by, and a pointwise convolution joins them."""
+
+    def __init__(self, channels: int, depth: int) -> None:
+        super().__init__()
+        hidden = channels // 2
+        self.enter = ConvNormAct(channels, 2 * hidden)
+        self.join = ConvNormAct(2 * hidden, channels)
+        self.blocks = nn.Sequential(*(PSABlock(hidden) for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bypass, attended = self.enter(x).chunk(2, dim=1)
+        return self.join(torch.cat((bypass, self.blocks(attended)), dim=1))  # type: ignore[no-any-return]

@@ -1,0 +1,80 @@
+"""Convolution, batch normalisation, activation: the brick of every network here, and its folding for inference."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["BATCH_NORM_EPS", "BATCH_NORM_MOMENTUM", "ConvNormAct", "fuse"]
+
+#: Batch normalisation of the YOLO family, as its published models carry it.
+BATCH_NORM_EPS = 1e-3
+BATCH_NORM_MOMENTUM = 0.03
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class ConvNormAct(nn.Module):
+    """SiLU(BN(conv(x))), [B, C, H, W] -> [B, out, ceil(H / stride), ceil(W / stride)] for odd kernels.
+
+    `activate=False` leaves the activation out; `groups` = channels makes it depthwise. After `fuse` the normalisation is part of
+    the convolution.
+    """
+
+    def __init__(
+        self, channels: int, out: int, kernel: int = 1, stride: int = 1, *, groups: int = 1, activate: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(out, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        if not self.activate:
+            return x
+        # In place only where nothing is recorded: autograd would first copy the tensor that the derivative needs.
+        return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def _fold(block: ConvNormAct) -> None:
+    norm = block.norm
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None or norm.running_mean is None:
+        return
+    old = block.conv
+    # In float64: the quotient of two float32 roundings would cost a digit in every layer.
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    weight = old.weight.double() * scale[:, None, None, None]
+    bias = norm.bias.double() - norm.running_mean.double() * scale
+    new = nn.Conv2d(
+        old.in_channels,
+        old.out_channels,
+        (old.kernel_size[0], old.kernel_size[1]),
+        (old.stride[0], old.stride[1]),
+        padding=(int(old.padding[0]), int(old.padding[1])),
+        groups=old.groups,
+        device=old.weight.device,
+        dtype=old.weight.dtype,
+    )
+    assert new.bias is not None
+    new.weight.copy_(weight)
+    new.bias.copy_(bias)
+    block.conv, block.norm = new, nn.Identity()
+
+
+@torch.no_grad()
+def fuse(model: ModuleT) -> ModuleT:
+    """A copy of `model` in evaluation mode, without gradients, each batch normalisation folded into its convolution.
+
+    With y = (conv(x) - mean) / sqrt(var + eps) * gamma + beta, the folded weights are w * gamma / sqrt(var + eps) and the bias is
+    beta - mean * gamma / sqrt(var + eps).
+    """
+    fused = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in fused.modules():
+        if isinstance(module, ConvNormAct):
+            _fold(module)
+    return fused.requires_grad_(False)
