@@ -20,11 +20,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pelagia.core import masks as mask_crops
 from pelagia.core import oriented as oriented_boxes
 from pelagia.core.image import warp
 from pelagia.core.types import Category, Float, Instances, Int, Mask, MaskCrop
 
-__all__ = ["Keep", "Window", "chain", "follow", "hide", "invert", "join", "keeps_axes", "mask_bounds", "move_points", "warp_mask"]
+__all__ = ["Keep", "Window", "chain", "follow", "hide", "invert", "join", "keeps_axes", "move_points", "tight_crop", "warp_mask"]
 
 #: x1, y1, x2, y2 in whole pixels.
 Window = tuple[int, int, int, int]
@@ -71,19 +72,10 @@ def join(parts: Sequence[Instances]) -> Instances:
     return Instances.concatenate(filled) if filled else parts[0]
 
 
-def mask_bounds(crop: MaskCrop) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 of the set pixels; four zeros if none is set."""
-    columns, rows = np.flatnonzero(crop.bitmap.any(axis=0)), np.flatnonzero(crop.bitmap.any(axis=1))
-    if not len(columns):
-        return 0.0, 0.0, 0.0, 0.0
-    return float(crop.x + columns[0]), float(crop.y + rows[0]), float(crop.x + columns[-1] + 1), float(crop.y + rows[-1] + 1)
-
-
-def _trim(crop: MaskCrop) -> MaskCrop:
-    x1, y1, x2, y2 = (int(value) for value in mask_bounds(crop))
-    if x1 == x2:
-        return MaskCrop(crop.x, crop.y, np.zeros((0, 0), dtype=np.bool_))
-    return MaskCrop(x1, y1, crop.bitmap[y1 - crop.y : y2 - crop.y, x1 - crop.x : x2 - crop.x])
+def tight_crop(bitmap: Mask, x: int, y: int) -> MaskCrop:
+    """The set pixels of a bitmap whose top-left pixel is column x, row y; 0 x 0 if none is set."""
+    tight = mask_crops.crop_from_bitmap(bitmap)
+    return MaskCrop(tight.x + x, tight.y + y, tight.bitmap)
 
 
 def warp_mask(crop: MaskCrop, matrix: Float, window: Window) -> MaskCrop:
@@ -98,7 +90,7 @@ def warp_mask(crop: MaskCrop, matrix: Float, window: Window) -> MaskCrop:
         return MaskCrop(x1, y1, np.zeros((0, 0), dtype=np.bool_))
     local = chain(_shift(-x1, -y1), matrix, _shift(crop.x, crop.y))
     bitmap = warp(crop.bitmap.astype(np.uint8)[..., None], local, (x2 - x1, y2 - y1), fill=0, interpolation="nearest")
-    return _trim(MaskCrop(x1, y1, bitmap.reshape(y2 - y1, x2 - x1) > 0))
+    return tight_crop(bitmap.reshape(y2 - y1, x2 - x1) > 0, x1, y1)
 
 
 def follow(
@@ -154,7 +146,7 @@ def hide(truth: Instances, window: Window, keep: Keep) -> Instances:
         masks = tuple(_erase(crop, window) for crop in masks)
         share = np.array([crop.area for crop in masks]) / np.maximum(before, 1)
         touched = share < 1
-        boxes[touched] = np.array([mask_bounds(crop) for crop in masks]).reshape(-1, 4)[touched]
+        boxes[touched] = np.array([mask_crops.bounds(crop) for crop in masks]).reshape(-1, 4)[touched]
     else:
         boxes, share = _subtract(boxes, window)
     sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
@@ -207,7 +199,7 @@ def _cut(truth: Instances, window: Window, keep: Keep, share: Float, loose: bool
     size, full_size = boxes[:, 2:] - boxes[:, :2], full[:, 2:] - full[:, :2]
     if truth.masks is not None:
         refit = (boxes != full).any(axis=1) | loose
-        tight = np.array([mask_bounds(crop) for crop in truth.masks]).reshape(-1, 4)
+        tight = np.array([mask_crops.bounds(crop) for crop in truth.masks]).reshape(-1, 4)
         boxes = np.where(refit[:, None], tight, boxes)
         size = boxes[:, 2:] - boxes[:, :2]
         present = np.array([crop.area > 0 for crop in truth.masks], dtype=np.bool_)
@@ -264,7 +256,7 @@ def _erase(crop: MaskCrop, window: Window) -> MaskCrop:
         return crop
     bitmap: Mask = crop.bitmap.copy()
     bitmap[y1:y2, x1:x2] = False
-    return _trim(MaskCrop(crop.x, crop.y, bitmap))
+    return tight_crop(bitmap, crop.x, crop.y)
 
 
 def _forget_keypoints(truth: Instances, window: Window) -> Instances:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from pelagia.core import masks as mask_crops
 from pelagia.core.types import Float, Instances, MaskCrop
 from pelagia.data.colour import Image
-from pelagia.data.geometry import Keep, Window, hide, join, mask_bounds
+from pelagia.data.geometry import Keep, Window, hide, join
 
 __all__ = ["cut_in", "mix", "paste_objects"]
 
@@ -87,7 +88,7 @@ def _cover(truth: Instances, top: MaskCrop, keep: Keep) -> Instances:
         masks[position] = MaskCrop(crop.x, crop.y, bitmap)
         share[position] = masks[position].area / max(crop.area, 1)
         if boxes is not None and share[position] < 1:
-            boxes[position] = mask_bounds(masks[position])
+            boxes[position] = mask_crops.bounds(masks[position])
         if keypoints is not None:
             _hide_points(keypoints[position], top)
     result = truth.replace(masks=tuple(masks), boxes=boxes, keypoints=keypoints)

@@ -1,0 +1,423 @@
+"""Drawn surveys of plankton and diatoms with exact truth, for the demonstration, tests and documentation.
+
+An image is transmitted light: background times exp(-density), so that bodies are translucent and all of an overlapped body
+stays visible. Each body is drawn on a small patch at a multiple of the resolution and averaged down.
+
+Truth:
+
+- the mask of an organism is every pixel of which its strokes cover at least half;
+- its box is the bounds of the mask, its oriented box the rectangle of least area around the mask's pixels;
+- head and tail are the ends of the body's axis; masks of overlapping organisms overlap;
+- semantic labels are 0 background, 1 living, 2 non-living (detritus), living above non-living.
+
+Length, aspect ratio and mean darkness of the body's rectangle are drawn from distributions shared by all taxa, and every body is
+stretched and shaded to meet them: size and grey tell nothing about the taxon, its shape and texture do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pelagia.core import masks
+from pelagia.core.files import write_json
+from pelagia.core.image import write
+from pelagia.core.types import Category, Float, Instances, Mask, MaskCrop
+from pelagia.data.geometry import move_points, tight_crop
+from pelagia.data.synthetic_shapes import DIATOM_SHAPES, PLANKTON_SHAPES, Draw, Shape, aggregate, fibre, speck
+from pelagia.errors import OptionError
+
+__all__ = ["DIATOMS", "PLANKTON", "SEMANTIC_NAMES", "Drawing", "SurveyOptions", "categories", "draw_image", "draw_survey"]
+
+#: Taxa of the zooplankton set, compact bodies.
+PLANKTON = tuple(PLANKTON_SHAPES)
+#: Taxa of the diatom set, elongated bodies for oriented boxes.
+DIATOMS = tuple(DIATOM_SHAPES)
+#: Meaning of the semantic labels.
+SEMANTIC_NAMES = ("background", "living", "non-living")
+
+_SHAPES: dict[str, Draw] = {**PLANKTON_SHAPES, **DIATOM_SHAPES}
+
+
+def _help(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class SurveyOptions:
+    """What a drawn survey looks like.
+
+    Raises:
+        OptionError: an unknown taxon, or a value outside its range.
+    """
+
+    taxa: tuple[str, ...] = _help(PLANKTON, "names of taxa to draw; their order gives the labels")
+    coverage: float = _help(0.2, "area of the organisms' rectangles as a share of the image")
+    length_px: tuple[float, float] = _help((44.0, 80.0), "shortest and longest body, in pixels")
+    aspect: tuple[float, float] | None = _help(None, "length over width; 1.25 to 1.9 for plankton, 3 to 5.5 for diatoms")
+    touching: float = _help(0.25, "probability that an organism is put against another one")
+    detritus: float = _help(0.8, "non-living particles per organism")
+    noise: float = _help(0.012, "sigma of the camera's noise as a share of the full range")
+    uneven: float = _help(0.1, "how much the background varies over the image")
+    depth: int = _help(8, "bits per pixel, 8 or 16")
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.taxa if name not in _SHAPES]
+        if unknown or not self.taxa:
+            raise OptionError(f"unknown taxa {unknown}; known are {', '.join(_SHAPES)}")
+        low, high = self.length_px
+        if not 12 <= low <= high <= 2000:
+            raise OptionError(f"length_px must be two rising lengths between 12 and 2000, got {self.length_px}")
+        if not 0 < self.coverage <= 0.6:
+            raise OptionError(f"coverage must lie in 0 to 0.6, got {self.coverage}")
+        if self.aspect is not None and not 1 <= self.aspect[0] <= self.aspect[1] <= 12:
+            raise OptionError(f"aspect must be two rising ratios between 1 and 12, got {self.aspect}")
+        if self.depth not in (8, 16):
+            raise OptionError(f"depth must be 8 or 16, got {self.depth}")
+        for name, top in (("touching", 1.0), ("detritus", 20.0), ("noise", 0.2), ("uneven", 0.5)):
+            if not 0 <= getattr(self, name) <= top:
+                raise OptionError(f"{name} must lie in 0 to {top:g}, got {getattr(self, name)}")
+
+    @property
+    def aspect_range(self) -> tuple[float, float]:
+        """`aspect`, or the default of the taxa: elongated if all are diatoms."""
+        if self.aspect is not None:
+            return self.aspect
+        return (3.0, 5.5) if all(name in DIATOM_SHAPES for name in self.taxa) else (1.25, 1.9)
+
+    @property
+    def mean_area(self) -> float:
+        """Expected area of a body's rectangle in square pixels: length is log-uniform, aspect uniform, area length^2 / aspect."""
+        (short, long), (low, high) = self.length_px, self.aspect_range
+        square = (long**2 - short**2) / (2 * np.log(long / short)) if long > short else long**2
+        inverse = np.log(high / low) / (high - low) if high > low else 1 / high
+        return float(square * inverse)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A drawn image [H, W, 1], its organisms (boxes, oriented, masks, keypoints) and its semantic labels [H, W]."""
+
+    image: NDArray[Any]
+    truth: Instances
+    semantic: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """A drawn body around the origin: density patch, its mask, and the column and row of the patch's first pixel."""
+
+    density: NDArray[np.float32]
+    mask: Mask
+    x: int
+    y: int
+    ends: Float
+
+
+def categories(options: SurveyOptions) -> tuple[Category, ...]:
+    """The classes of a survey, ids from 1, with head and tail as keypoints (mirroring exchanges neither)."""
+    return tuple(
+        Category(position + 1, name, "organism", keypoints=("head", "tail"), skeleton=((0, 1),), flip=(0, 1))
+        for position, name in enumerate(options.taxa)
+    )
+
+
+def draw_image(rng: np.random.Generator, width: int, height: int, options: SurveyOptions | None = None) -> Drawing:
+    """One image of `width` x `height` pixels; the same generator state gives the same bytes.
+
+    Raises:
+        OptionError: a side below 32 pixels, or below the longest body.
+    """
+    options = options or SurveyOptions()
+    if min(width, height) < max(32, options.length_px[1]):
+        raise OptionError(f"an image of {width} x {height} is too small for bodies of {options.length_px[1]:g} px")
+    density = np.zeros((height, width), dtype=np.float32)
+    semantic = np.zeros((height, width), dtype=np.uint8)
+    count = max(1, int(rng.poisson(options.coverage * width * height / options.mean_area)))
+    for _ in range(int(rng.poisson(options.detritus * count))):
+        _draw_detritus(rng, density, semantic, options)
+    truth = _draw_organisms(rng, density, semantic, options, count)
+    image = _expose(rng, density, options)
+    return Drawing(image, truth, semantic)
+
+
+def draw_survey(
+    folder: str | Path, images: int, seed: int, *, width: int = 320, height: int = 320, options: SurveyOptions | None = None
+) -> Path:
+    """Draw a survey into `folder` and return the path of its COCO file.
+
+    Written are `images/00001.png` ..., `semantic/00001.png` ... (see the module), `annotations.json` (boxes, RLE masks,
+    keypoints) and `oriented.json` (bbox = cx, cy, w, h, angle in radians, clockwise). Image i depends on (seed, i) alone.
+
+    Raises:
+        OptionError: no image asked for, or impossible options.
+    """
+    options = options or SurveyOptions()
+    if images < 1:
+        raise OptionError(f"a survey needs at least one image, got {images}")
+    folder = Path(folder)
+    for part in ("images", "semantic"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    upright: list[dict[str, Any]] = []
+    oriented: list[dict[str, Any]] = []
+    listing: list[dict[str, Any]] = []
+    for index in range(images):
+        drawing = draw_image(np.random.default_rng([seed, index]), width, height, options)
+        name = f"{index + 1:05d}.png"
+        write(folder / "images" / name, drawing.image)
+        write(folder / "semantic" / name, drawing.semantic[..., None])
+        listing.append({"id": index + 1, "file_name": f"images/{name}", "width": width, "height": height})
+        for position in range(len(drawing.truth)):
+            record = _coco_record(drawing.truth, position, width, height, options)
+            record |= {"id": len(upright) + 1, "image_id": index + 1}
+            upright.append(record)
+            assert drawing.truth.oriented is not None
+            oriented.append(record | {"bbox": drawing.truth.oriented[position].tolist()})
+    head = {
+        "info": {"description": "drawn by Pelagia", "seed": seed},
+        "images": listing,
+        "categories": [
+            {
+                "id": category.id,
+                "name": category.name,
+                "supercategory": category.supercategory,
+                "keypoints": list(category.keypoints),
+                "skeleton": [[a + 1, b + 1] for a, b in category.skeleton],
+            }
+            for category in categories(options)
+        ],
+    }
+    write_json(folder / "oriented.json", head | {"annotations": oriented})
+    write_json(folder / "annotations.json", head | {"annotations": upright})
+    return folder / "annotations.json"
+
+
+def _coco_record(truth: Instances, position: int, width: int, height: int, options: SurveyOptions) -> dict[str, Any]:
+    assert truth.masks is not None
+    assert truth.boxes is not None
+    assert truth.keypoints is not None
+    x1, y1, x2, y2 = truth.boxes[position].tolist()
+    rle = masks.crop_to_rle(truth.masks[position], height, width)
+    points = truth.keypoints[position]
+    return {
+        "category_id": int(truth.labels[position]) + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": truth.masks[position].area,
+        "iscrowd": 0,
+        "segmentation": {"size": [height, width], "counts": masks.rle_to_string(rle)},
+        "keypoints": [round(float(value), 3) for value in points.ravel()],
+        "num_keypoints": int(np.count_nonzero(points[:, 2])),
+    }
+
+
+def _draw_organisms(
+    rng: np.random.Generator, density: NDArray[np.float32], semantic: NDArray[np.uint8], options: SurveyOptions, count: int
+) -> Instances:
+    height, width = density.shape
+    boxes = np.zeros((0, 4))
+    crops: list[MaskCrop] = []
+    labels, points = [], []
+    for _ in range(count):
+        label = int(rng.integers(len(options.taxa)))
+        body = _draw_body(rng, _SHAPES[options.taxa[label]], options)
+        box = masks.bounds(MaskCrop(body.x, body.y, body.mask))
+        place = _find_place(rng, box, boxes, (width, height), options.touching)
+        if place is None:
+            continue
+        x, y = place
+        crop = _stamp(density, semantic, body, x, y, 1)
+        if crop is None:
+            continue
+        boxes = np.concatenate([boxes, box[None] + np.array([x, y, x, y])])
+        crops.append(crop)
+        labels.append(label)
+        ends = body.ends + np.array([x, y])
+        seen = np.logical_and.reduce((ends >= 0) & (ends <= np.array([width, height])), axis=1)
+        points.append(np.where(seen[:, None], np.column_stack([ends, np.full(2, 2.0)]), 0.0))
+    return Instances(
+        labels=np.array(labels, dtype=np.int64),
+        boxes=np.array([masks.bounds(crop) for crop in crops]).reshape(-1, 4),
+        oriented=np.array([masks.min_area_box(crop) for crop in crops]).reshape(-1, 5),
+        masks=tuple(crops),
+        keypoints=np.array(points).reshape(-1, 2, 3),
+    )
+
+
+def _draw_detritus(
+    rng: np.random.Generator, density: NDArray[np.float32], semantic: NDArray[np.uint8], options: SurveyOptions
+) -> None:
+    kind = rng.choice(3, p=(0.4, 0.2, 0.4))
+    draw = (aggregate, fibre, speck)[kind]
+    low, high = options.length_px
+    length = float(rng.uniform((0.35, 0.5, 0.06)[kind], (0.9, 1.2, 0.2)[kind])) * (low + high) / 2
+    half = float(rng.uniform((0.5, 0.1, 0.5)[kind], (0.95, 0.4, 1.0)[kind]))
+    length, breadth = max(length, 3.0), max(length * half, 2.0)
+    darkness = float(rng.uniform((0.1, 0.2, 0.08)[kind], (0.24, 0.6, 0.25)[kind]))
+    if kind == 1:
+        darkness *= max(0.06 * length, 1.15) / breadth  # a thread fills little of its rectangle
+    body = _render(rng, draw(rng, half), length, breadth, darkness)
+    height, width = density.shape
+    _stamp(density, semantic, body, int(rng.integers(width)), int(rng.integers(height)), 2)
+
+
+def _draw_body(rng: np.random.Generator, draw: Draw, options: SurveyOptions) -> _Body:
+    """Length, aspect ratio and darkness from the shared distributions, then the body that meets them."""
+    low, high = options.length_px
+    length = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    aspect = float(rng.uniform(*options.aspect_range))
+    darkness = float(rng.uniform(0.14, 0.26))
+    return _render(rng, draw(rng, 1 / aspect), length, length / aspect, darkness)
+
+
+def _render(rng: np.random.Generator, shape: Shape, length: float, breadth: float, darkness: float) -> _Body:
+    """Draw a shape so that its extent along and across the body is `length` x `breadth` pixels, turned at random.
+
+    The density is scaled until the rectangle length x breadth loses the share `darkness` of its light.
+    """
+    fine = 4 if length <= 160 else 2
+    unit = length / 2
+    lines = [max(stroke.width * unit, 1.15) if stroke.width else 0.0 for stroke in shape.strokes]
+    stretch, shift = _fit(shape, lines, length, breadth)
+    angle, side = rng.uniform(0, 2 * np.pi), float(rng.choice([-1.0, 1.0]))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag([1.0, side])
+    matrix = np.column_stack([turn @ np.diag(stretch), turn @ shift + rng.random(2)])
+    corners = move_points(np.concatenate([stroke.points for stroke in shape.strokes]), matrix)
+    margin = max(lines) / 2 + 3
+    low, high = np.floor(corners.min(axis=0) - margin).astype(int), np.ceil(corners.max(axis=0) + margin).astype(int)
+    columns, rows = (int(value) for value in high - low)
+    ink = np.zeros((rows * fine, columns * fine), dtype=np.float32)
+    for stroke, width in zip(shape.strokes, lines, strict=True):
+        _paint_stroke(ink, (move_points(stroke.points, matrix) - low) * fine, width * fine, stroke.density)
+    size = (columns, rows)
+    cover = cv2.resize((ink > 0).astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    patch = cv2.resize(ink * _grain(rng, ink.shape, fine), size, interpolation=cv2.INTER_AREA)
+    patch = cv2.GaussianBlur(patch, (0, 0), float(rng.uniform(0.35, 0.6)))
+    patch *= np.float32(_strength(patch, darkness * length * breadth))
+    ends = move_points(np.array([shape.head, shape.tail]), matrix)
+    return _Body(patch, _largest_part(cover >= 0.5), int(low[0]), int(low[1]), ends)
+
+
+def _fit(shape: Shape, lines: list[float], length: float, breadth: float) -> tuple[Float, Float]:
+    """Scale [2] and shift [2] that bring the strokes, line widths included, to length x breadth around the origin."""
+    wanted, scale = np.array([length, breadth]), np.full(2, length / 2)
+    half = np.array(lines)[:, None] / 2
+    lowest = np.array([stroke.points.min(axis=0) for stroke in shape.strokes])
+    highest = np.array([stroke.points.max(axis=0) for stroke in shape.strokes])
+    for _ in range(4):
+        low, high = (lowest * scale - half).min(axis=0), (highest * scale + half).max(axis=0)
+        scale = scale * wanted / np.maximum(high - low, 1e-6)
+    low, high = (lowest * scale - half).min(axis=0), (highest * scale + half).max(axis=0)
+    return scale, -(low + high) / 2
+
+
+def _paint_stroke(ink: NDArray[np.float32], points: Float, width: float, density: float) -> None:
+    fixed = np.rint((points - 0.5) * 16).astype(np.int32)
+    if width:
+        cv2.polylines(ink, [fixed], False, density, thickness=max(1, round(width)), lineType=cv2.LINE_8, shift=4)
+    else:
+        cv2.fillPoly(ink, [fixed], density, lineType=cv2.LINE_8, shift=4)
+
+
+def _grain(rng: np.random.Generator, shape: tuple[int, ...], fine: int) -> NDArray[np.float32]:
+    """Soft granules of tissue, about three pixels across, mean 1."""
+    cells = rng.uniform(0.65, 1.35, (max(2, shape[0] // (3 * fine)), max(2, shape[1] // (3 * fine)))).astype(np.float32)
+    return np.asarray(cv2.resize(cells, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR))
+
+
+def _strength(patch: NDArray[np.float32], target: float) -> float:
+    """The factor k for which the patch's lost light, sum(1 - exp(-k density)), is `target`; at most what makes it black."""
+    values = patch[patch > 1e-3].astype(np.float64)
+    if not len(values):
+        return 1.0
+    low, high = 0.0, 4.0 / float(np.median(values))
+    for _ in range(14):
+        middle = (low + high) / 2
+        if np.sum(1 - np.exp(-middle * values)) < target:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _largest_part(mask: NDArray[np.bool_]) -> Mask:
+    """The mask without crumbs that antialiasing tore off: its largest 8-connected part."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 2:
+        return mask
+    return np.asarray(labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])), dtype=np.bool_)
+
+
+def _find_place(
+    rng: np.random.Generator, box: Float, taken: Float, size: tuple[int, int], touching: float
+) -> tuple[int, int] | None:
+    """A shift for `box` (bounds of a body around the origin): free, or against another body; None if there is no room.
+
+    At most a quarter of the box may leave the image. A free place keeps 2 px from other boxes; beside another body the boxes
+    may overlap by up to a third of the smaller one.
+    """
+    width, height = size
+    extent = box[2:] - box[:2]
+    beside = bool(len(taken)) and rng.random() < touching
+    for _ in range(60):
+        if beside:
+            other = taken[int(rng.integers(len(taken)))]
+            angle = rng.uniform(0, 2 * np.pi)
+            distance = rng.uniform(0.65, 0.95) * (extent + other[2:] - other[:2]) / 2
+            centre = (other[:2] + other[2:]) / 2 + distance * (np.cos(angle), np.sin(angle))
+        else:
+            centre = rng.random(2) * (width, height)
+        x, y = (int(value) for value in np.rint(centre - (box[:2] + box[2:]) / 2))
+        moved = box + np.array([x, y, x, y])
+        inside = np.clip(moved, 0, (width, height, width, height))
+        if (inside[2:] - inside[:2]).clip(0).prod() < 0.75 * extent.prod():
+            continue
+        gap = 0.0 if beside else 2.0
+        overlap = np.minimum(taken[:, 2:], moved[2:] + gap) - np.maximum(taken[:, :2], moved[:2] - gap)
+        area = overlap.clip(0).prod(axis=1)
+        smaller = np.minimum((taken[:, 2:] - taken[:, :2]).prod(axis=1), extent.prod())
+        if (area <= (0.33 * smaller if beside else 0.0)).all():
+            return x, y
+    return None
+
+
+def _stamp(density: NDArray[np.float32], semantic: NDArray[np.uint8], body: _Body, x: int, y: int, kind: int) -> MaskCrop | None:
+    """Add a body shifted by (x, y); its mask inside the image, trimmed, or None if nothing of it is inside."""
+    rows, columns = body.mask.shape
+    left, top = body.x + x, body.y + y
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + columns, density.shape[1]), min(top + rows, density.shape[0])
+    if x2 <= x1 or y2 <= y1:
+        return None
+    inside = (slice(y1 - top, y2 - top), slice(x1 - left, x2 - left))
+    mask = body.mask[inside]
+    if not mask.any():
+        return None
+    density[y1:y2, x1:x2] += body.density[inside]
+    semantic[y1:y2, x1:x2][mask] = kind
+    return tight_crop(mask, x1, y1)
+
+
+def _expose(rng: np.random.Generator, density: NDArray[np.float32], options: SurveyOptions) -> NDArray[Any]:
+    """Background times exp(-density) plus noise, in stored intensities.
+
+    The background is a level, a gradient, soft clouds and faint stripes along the scan.
+    """
+    height, width = density.shape
+    clouds = rng.standard_normal((6, 6)).astype(np.float32) * 0.25 + np.linspace(-1, 1, 6, dtype=np.float32) * rng.uniform(-1, 1)
+    clouds += np.linspace(-1, 1, 6, dtype=np.float32)[:, None] * np.float32(rng.uniform(-1, 1))
+    light = cv2.resize(clouds, (width, height), interpolation=cv2.INTER_CUBIC)
+    stripes = cv2.GaussianBlur(rng.standard_normal((1, width)).astype(np.float32), (0, 0), 1.0) * 0.04
+    light = (light + stripes) * np.float32(options.uneven / 2)
+    light += 1
+    light *= np.float32(rng.uniform(0.8, 0.9))
+    light *= np.exp(-density)
+    light += rng.standard_normal((height, width), dtype=np.float32) * np.float32(options.noise)
+    top = 2**options.depth - 1
+    light *= np.float32(top)
+    dtype = np.uint8 if options.depth == 8 else np.uint16
+    stored: NDArray[Any] = np.clip(np.rint(light), 0, top).astype(dtype)[..., None]
+    return stored
