@@ -22,7 +22,6 @@ from pelagia.core.types import Category, Float, Instances, Int, Mask, MaskCrop, 
 from pelagia.data.annotations import AnnotationBuilder, Annotations
 from pelagia.data.findings import Finding
 from pelagia.data.label_pixels import read_label_pixels
-from pelagia.data.outlines import least_rectangle
 from pelagia.data.sample import Sample
 from pelagia.errors import DataError, OptionError
 
@@ -200,7 +199,7 @@ class Dataset:
         path = self.root / self.mask_files[index]
         pixels = read_label_pixels(path)
         if self.mask_values is None:
-            return SemanticMap(pixels.astype(np.uint8))
+            return SemanticMap(pixels)
         table = np.full(65536, -1, dtype=np.int64)
         for value, label in self.mask_values:
             table[value] = label
@@ -337,7 +336,7 @@ class Dataset:
             assert flat.shapes is not None
             rings = flat.shapes.rings(row)
             if rings:
-                oriented[row] = least_rectangle(np.concatenate(rings))
+                oriented[row] = core_oriented.from_points(np.concatenate(rings))
                 continue
             width, height = self.sizes[images[row]]
             crop = flat.shapes.crop(row, int(width), int(height))

@@ -64,8 +64,8 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     """The data set in a COCO JSON file.
 
     Images are looked for in `options.images`, beside the file, and in folders named `images` or after the split. Images that are
-    missing stay, with a finding: scoring needs their labels only. The task is `oriented` if a box has five numbers, else `detect`;
-    outlines and keypoints are kept for `Dataset.with_task`.
+    missing stay, with a finding: scoring needs their labels only. The task is `oriented` if a box has five numbers, else
+    `detect`; outlines and keypoints are kept for `Dataset.with_task`.
 
     Raises:
         FormatError: not COCO, an entry is malformed, or 5-number boxes without `options.angle`.
@@ -239,7 +239,8 @@ def _identity(value: Any, where: Place, state: _State) -> int:
     if not usable or value in state.ids:
         fresh = _fresh(state)
         if usable:
-            state.out.note("warning", "annotation.id", f"two annotations have the id {value}; both are kept, one as {fresh}", where)
+            text = f"two annotations have the id {value}; both are kept, one as {fresh}"
+            state.out.note("warning", "annotation.id", text, where)
         value = fresh
     state.ids.add(value)
     return int(value)
@@ -269,16 +270,15 @@ def _box(value: Any, where: Place, state: _State) -> tuple[Float | None, Float |
             where=str(where),
         )
     if state.angle.startswith("rad") and abs(given[4]) > 2 * math.pi + 1e-6:
-        raise FormatError(f"angle {given[4]:g} is beyond 2 pi, so it is not in radians; use --angle deg-cw or deg-ccw", where=str(where))
+        text = f"angle {given[4]:g} is beyond 2 pi, so it is not in radians; use --angle deg-cw or deg-ccw"
+        raise FormatError(text, where=str(where))
     if given[2] <= 0 or given[3] <= 0:
         return np.array([given[0], given[1], given[0], given[1]]), None
     oriented: Float = core_oriented.convert(given[None], state.angle, "canonical")
     return core_oriented.bounds(oriented)[0], oriented[0]
 
 
-def _segmentation(
-    value: Any, image: int, where: Place, state: _State
-) -> tuple[list[Float], NDArray[np.uint32] | None]:
+def _segmentation(value: Any, image: int, where: Place, state: _State) -> tuple[list[Float], NDArray[np.uint32] | None]:
     """The rings, or the runs, whichever `segmentation` holds."""
     if not value:
         return [], None

@@ -19,7 +19,19 @@ from pelagia.data.findings import Finding, Severity
 from pelagia.data.outlines import rings_bounds
 from pelagia.errors import FormatError, ImageError
 
-__all__ = ["IGNORE_CATEGORIES", "Collector", "Place", "ReadOptions", "image_files", "lines", "number", "numbers", "read_text"]
+__all__ = [
+    "IGNORE_CATEGORIES",
+    "Collector",
+    "Place",
+    "ReadOptions",
+    "image_files",
+    "lines",
+    "number",
+    "numbers",
+    "order_classes",
+    "read_splits",
+    "read_text",
+]
 
 #: Names of categories that mark regions to ignore and are no class.
 IGNORE_CATEGORIES = ("DontCare",)
@@ -254,5 +266,46 @@ class Collector:
         for index, name in enumerate(self.names):
             if name in seen and self.files[index] != self.files[seen[name]]:
                 self.names[index] = self.files[index]
-                self.note("info", "image.same_name", f"two images are called {name!r}; this one goes by its path", self.files[index])
+                text = f"two images are called {name!r}; this one goes by its path"
+                self.note("info", "image.same_name", text, self.files[index])
             seen.setdefault(self.names[index], index)
+
+
+def order_classes(found: set[str], sidecar: Sequence[Category] | None, options: ReadOptions, where: Path) -> list[Category]:
+    """The categories of a format that knows names only: from `options.classes` or the sidecar, else by alphabet from id 1.
+
+    Raises:
+        FormatError: an object's class is not among the stated ones.
+    """
+    if options.classes is not None:
+        known = {category.name: category for category in sidecar or ()}
+        stated = [known.get(name, Category(k + 1, name)) for k, name in enumerate(options.classes)]
+    elif sidecar is not None:
+        stated = list(sidecar)
+    else:
+        return [Category(k + 1, name) for k, name in enumerate(sorted(found))]
+    names = {category.name for category in stated}
+    extra = sorted(found - names - set(options.ignore_categories))
+    if extra:
+        raise FormatError(f"the labels name classes that are not stated: {', '.join(extra[:8])}", where=where)
+    return stated + [Category(-k, name) for k, name in enumerate(sorted(found - names), start=1)]
+
+
+def read_splits(folder: Path, rows: Mapping[str, int], out: Collector) -> dict[str, list[int]]:
+    """Splits from list files `<split>.txt` in `folder`: one image a line, by name, path or stem; a second column is a flag of
+    Pascal VOC. `rows` maps each of these to an index."""
+    splits: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.txt")):
+        if path.stem in ("trainval", "classes") and any((folder / f"{name}.txt").is_file() for name in ("train", "val")):
+            continue
+        entries = [(line, text) for line, text in lines(path)]
+        found = [(line, rows.get(text, rows.get(text.split()[0]))) for line, text in entries]
+        if not any(row is not None for _, row in found):
+            continue  # some other text
+        if any(len(text.split()) == 2 and text.split()[1] in ("-1", "0", "1") for _, text in entries):
+            continue  # a list of Pascal VOC per class
+        for line, row in found:
+            if row is None:
+                out.note("error", "split.image", "the image is not in the data; left out of the split", Place(path, line))
+        splits[path.stem] = [row for _, row in found if row is not None]
+    return splits

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pelagia.core.image import IMAGE_SUFFIXES
 from pelagia.data.formats.common import Collector, image_files
 from pelagia.errors import OptionError
 
@@ -37,8 +38,8 @@ class ImageFinder:
     def beside(cls, path: Path, names: Sequence[str], images: Path | None) -> ImageFinder:
         """A finder for the `names` in the annotation file `path`.
 
-        Candidates are `images` if given; otherwise the file's folder, its `images` and `JPEGImages`, the same of the folder above,
-        and folders named after the file (`instances_train2017.json`: `train2017`, `images/train2017`).
+        Candidates are `images` if given; otherwise the file's folder, its `images` and `JPEGImages`, the same of the folder
+        above, and folders named after the file (`instances_train2017.json`: `train2017`, `images/train2017`).
 
         Raises:
             OptionError: `images` is no folder.
@@ -56,32 +57,47 @@ class ImageFinder:
         step = max(1, len(names) // _PROBES)
         probes = [_native(name) for name in names[::step]]
         hits = [sum((folder / probe).is_file() for probe in probes) for folder in folders]
+        if not any(hits):  # names without ending, or with another one
+            wanted = {Path(probe).name.lower() for probe in probes} | {Path(probe).stem.lower() for probe in probes}
+            hits = [sum(file.stem.lower() in wanted for file in folder.iterdir() if _is_image(file)) for folder in folders]
         order = sorted(range(len(folders)), key=lambda i: -hits[i])
         folders = [folders[i] for i in order] or [here]
         return cls(folders[0], folders, images if images is not None else here)
 
     def find(self, name: str, out: Collector) -> Path | None:
-        """The file called `name`, or None.
+        """The file called `name`, or None; see `find_any`."""
+        return self.find_any((name,), out)
 
-        A name that no folder holds as it stands is looked up by its last part, whatever its case or folder, if exactly one image
-        of that name exists; a finding says so.
+    def find_any(self, names: Sequence[str], out: Collector) -> Path | None:
+        """The first file called by one of `names`, or None.
+
+        A name that no folder holds as it stands is looked up by its last part, whatever its case, folder and ending, if exactly
+        one image of that name exists; a finding says so where more than the ending differs.
         """
-        native = _native(name)
-        for folder in self.folders:
-            candidate = folder / native
-            if candidate.is_file():
-                return candidate
+        for name in names:
+            for folder in self.folders:
+                candidate = folder / _native(name)
+                if candidate.is_file():
+                    return candidate
         if self._index is None:
             self._index = {}
-            for file in image_files(self.search)[:_INDEX_LIMIT]:
-                self._index.setdefault(file.name.lower(), []).append(file)
-                self._index.setdefault(file.stem.lower(), []).append(file)
-        last = Path(native).name.lower()
-        matches = self._index.get(last, [])
-        if len(matches) != 1:
-            return None
-        out.note("info", "image.found_elsewhere", f"image {name!r} is taken from {matches[0]}", out.root)
-        return matches[0]
+            for place in dict.fromkeys((self.folder, self.search)):
+                for file in image_files(place)[:_INDEX_LIMIT]:
+                    for key in {file.name.lower(), file.stem.lower()}:
+                        known = self._index.setdefault(key, [])
+                        if file not in known:
+                            known.append(file)
+        for name in names:
+            matches = self._index.get(Path(_native(name)).name.lower(), [])
+            if len(matches) == 1:
+                if matches[0].stem != Path(_native(name)).stem and matches[0].stem != Path(_native(name)).name:
+                    out.note("info", "image.found_elsewhere", f"image {name!r} is taken from {matches[0]}", out.root)
+                return matches[0]
+        return None
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _native(name: str) -> str:
