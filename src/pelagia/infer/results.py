@@ -16,9 +16,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,10 +35,22 @@ from pelagia.core.types import Float, Instances
 from pelagia.errors import ImageError
 from pelagia.infer.predict import FileResult
 
-__all__ = ["PICTURE_PIXELS", "ResultWriter", "count_classes", "draw_result", "object_dicts", "relative_names"]
+__all__ = [
+    "PICTURE_PIXELS",
+    "ResultWriter",
+    "count_classes",
+    "draw_result",
+    "image_dict",
+    "object_dicts",
+    "picture_names",
+    "relative_names",
+]
 
 #: Annotated pictures of larger images are shrunk to this many pixels.
 PICTURE_PIXELS = 50_000_000
+
+#: And to this side, near the most that JPEG can hold.
+_PICTURE_SIDE = 60_000
 
 _BOX = ("x1_px", "y1_px", "x2_px", "y2_px")
 _ORIENTED = ("cx_px", "cy_px", "w_px", "h_px", "angle_rad")
@@ -73,6 +86,11 @@ class ResultWriter:
         self._json.write(f'{{"model":{_dump(model)},"categories":{_dump(categories)},"images":[')
         self._coco.write(f'{{"categories":{_dump(categories)},"annotations":[')
         return self
+
+    @property
+    def images(self) -> int:
+        """How many images were predicted so far."""
+        return len(self._images)
 
     def add(self, result: FileResult, name: str) -> None:
         """Write what came of one file under `name`."""
@@ -142,8 +160,8 @@ def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path
         raise ImageError(result.error or "there is nothing to draw", where=result.path)
     image, found = read(result.path), result.found
     pixels = result.width * result.height
-    if pixels > PICTURE_PIXELS:
-        scale = math.sqrt(PICTURE_PIXELS / pixels)
+    scale = min(math.sqrt(PICTURE_PIXELS / pixels), _PICTURE_SIDE / max(result.width, result.height))
+    if scale < 1:
         matrix = np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]])
         width, height = max(round(result.width * scale), 1), max(round(result.height * scale), 1)
         image = warp(image, matrix, (width, height))
@@ -165,6 +183,13 @@ def relative_names(paths: Sequence[Path]) -> list[str]:
     while not all(folder.is_relative_to(common) for folder in folders):
         common = common.parent
     return [path.absolute().relative_to(common).as_posix() for path in paths]
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """Names of annotated pictures: the images' own with the ending .jpg; the old ending stays before it where two would be one."""
+    short = [PurePosixPath(name).with_suffix(".jpg").as_posix() for name in names]
+    seen = Counter(short)
+    return [stem if seen[stem] == 1 else f"{name}.jpg" for name, stem in zip(names, short, strict=True)]
 
 
 def _coco_dict(found: Instances, row: int, box: Float, item: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,255 @@
+"""What a user calls from Python; `pelagia.<name>` is `pelagia.api.<name>`.
+
+Only what prediction with an exported file needs is imported here; data, metrics and the tensor side are resolved by the function
+that needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from numpy.typing import NDArray
+
+from pelagia.core.card import ModelCard
+from pelagia.core.lazy import resolve
+from pelagia.core.scan import Scan, open_scan
+from pelagia.core.types import Category, Instances, Task
+from pelagia.errors import CheckpointError, OptionError
+from pelagia.infer.predict import FileResult, PredictOptions, predict_files, predict_image
+from pelagia.infer.runtimes import OnnxRuntime, Runtime
+
+if TYPE_CHECKING:
+    from pelagia.data.dataset import Dataset
+    from pelagia.metrics.result import DetectionResult
+    from pelagia.models.model import Model
+    from pelagia.models.registry import Entry
+    from pelagia.train.run import Run
+
+__all__ = ["Predictor", "create_model", "evaluate", "list_models", "load", "open_dataset", "train"]
+
+T = TypeVar("T")
+
+#: Checkpoints that a run folder is looked through for, the best first.
+_RUN_FILES = ("best.safetensors", "last.safetensors")
+
+
+def open_dataset(path: str | Path, **options: Any) -> Dataset:
+    """Labelled images in any format that is known; the format is sniffed and the images are found.
+
+    Args:
+        path: an annotation file or a folder.
+        options: `format`, `images`, `task`, `angle`, `split`, `classes`, as `pelagia.data.open.open_dataset` explains.
+
+    Raises:
+        DataError: nothing fits, or something in the data is wrong.
+        OptionError: an unknown option or a value that cannot be used.
+    """
+    dataset: Dataset = resolve("pelagia.data.open", purpose="open data").open_dataset(path, **options)
+    return dataset
+
+
+def create_model(
+    name: str,
+    classes: int | Sequence[str | Category],
+    *,
+    task: Task | None = None,
+    input_size: int | tuple[int, int] = 640,
+    options: dict[str, Any] | None = None,
+) -> Model:
+    """A new model with random weights.
+
+    Args:
+        name: see `list_models`.
+        classes: how many, or their names (ids then count from 1), or categories.
+        task: by default the model's first.
+        input_size: side in pixels, or height and width.
+        options: the model's own options that differ from the default.
+
+    Raises:
+        OptionError: an unknown name, task or option.
+        MissingExtraError: the extra `train` is not installed.
+    """
+    registry = resolve("pelagia.models.registry", purpose="create a model")
+    names = [f"class {index}" for index in range(classes)] if isinstance(classes, int) else list(classes)
+    categories = tuple(item if isinstance(item, Category) else Category(i + 1, item) for i, item in enumerate(names))
+    model: Model = registry.create(name, categories, task, input_size=input_size, options=options)
+    return model
+
+
+def list_models(task: Task | None = None) -> tuple[Entry, ...]:
+    """The models that can be created, or those for `task`: name, paper, tasks, number of parameters, GFLOPs."""
+    entries: tuple[Entry, ...] = resolve("pelagia.models.registry", purpose="list models").entries(task)
+    return entries
+
+
+def train(model: str, data: str | Path | Dataset, *, val: str | Path | Dataset | None = None, **options: Any) -> Run:
+    """Train a model on labelled images; returns the run, whose folder `load` takes.
+
+    Args:
+        model: see `list_models`.
+        data: a data set, or where its labels are. Its split `train` is used where it has one.
+        val: a data set to validate on; else the split `val` of `data`, else a part of `data`.
+        options: fields of `pelagia.train.options.TrainOptions`, such as `epochs=100`.
+
+    Raises:
+        OptionError: an unknown option or a value that cannot be used.
+        MissingExtraError: the extra `train` is not installed.
+        TrainingError: training cannot start or go on.
+    """
+    kind = resolve("pelagia.train.options", purpose="train a model").TrainOptions
+    loop = resolve("pelagia.train.loop", purpose="train a model")
+    if isinstance(data, str | Path):
+        options["data"] = str(data)
+    if isinstance(val, str | Path):
+        options["val"] = str(val)
+    chosen = _with_options(kind(), {"model": model, **options})
+    dataset = open_dataset(data, task=chosen.task) if isinstance(data, str | Path) else data
+    held_out = open_dataset(val, task=chosen.task) if isinstance(val, str | Path) else val
+    run: Run = loop.train(chosen, dataset, held_out)
+    return run
+
+
+def load(path: str | Path, *, device: str = "auto", threads: int = 0) -> Predictor:
+    """A model that predicts: a run folder, a checkpoint, an exported `.onnx`, or another project's `.pt`.
+
+    Args:
+        path: the file or folder.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps; an `.onnx` takes what ONNX Runtime offers.
+        threads: CPU threads, 0 for all cores.
+
+    Raises:
+        CheckpointError: missing, broken or of an unknown kind.
+        UnsafeCheckpointError: a foreign file asks to call something.
+        MissingExtraError: a checkpoint was given, and the extra `train` is not installed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _in_run_folder(path)
+    if path.suffix == ".onnx":
+        return Predictor(OnnxRuntime(path, threads=threads), path)
+    if not path.is_file():
+        raise CheckpointError("there is no such file or folder", where=path)
+    if path.suffix == ".safetensors":
+        model = resolve("pelagia.models.checkpoint", purpose="load a checkpoint").load(path)
+    elif path.suffix in (".pt", ".pth"):
+        model = resolve("pelagia.models.foreign", purpose="read another project's checkpoint").load(path)
+    else:
+        raise CheckpointError("expected a run folder, a .safetensors checkpoint, an .onnx file or a foreign .pt", where=path)
+    return Predictor(_torch_runtime(model, device, threads), path, model)
+
+
+def evaluate(
+    model: Predictor | str | Path, data: str | Path | Dataset, *, show: bool | None = None, **options: Any
+) -> DetectionResult:
+    """Score a model on labelled images: exact COCO numbers, and what COCO leaves out.
+
+    Args:
+        model: what `load` returns or takes.
+        data: a data set, or where its labels are.
+        show: a progress bar; None for one where standard error is a terminal.
+        options: fields of `pelagia.infer.evaluate.EvaluateOptions`.
+
+    Raises:
+        EvaluationError: model and data do not fit together.
+        OptionError: an unknown option or a value that cannot be used.
+    """
+    predictor = model if isinstance(model, Predictor) else load(model)
+    return predictor.evaluate(data, show=show, **options)
+
+
+class Predictor:
+    """A model with what runs it.
+
+    Attributes:
+        card: what the model is: classes, input size, thresholds, licence.
+        model: the torch model, or None for an exported file.
+        path: where it was loaded from, or None.
+    """
+
+    def __init__(self, runtime: Runtime, path: Path | None = None, model: Model | None = None) -> None:
+        self.runtime = runtime
+        self.path = path
+        self.model = model
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is."""
+        return self.runtime.card
+
+    def predict(self, image: str | Path | NDArray[Any] | Scan, **options: Any) -> Instances:
+        """The objects of one image (a file, or an array [H, W], [H, W, 1] or [H, W, 3] RGB of uint8 or uint16), strongest first.
+
+        Args:
+            image: of any size; large ones are predicted in overlapping tiles.
+            options: fields of `pelagia.infer.predict.PredictOptions`, such as `score=0.4`.
+
+        Raises:
+            ImageError: the file is missing or broken.
+            OptionError: an unknown option, a value that cannot be used, or an array that is no image.
+        """
+        chosen = _with_options(PredictOptions(), options)
+        if not isinstance(image, str | Path):
+            return predict_image(self.runtime, image, chosen)
+        with open_scan(image) as scan:
+            return predict_image(self.runtime, scan, chosen)
+
+    def predict_files(self, paths: Iterable[str | Path], **options: Any) -> Iterator[FileResult]:
+        """The objects of many files, in order; a file that cannot be read gives its `error`, and the rest goes on."""
+        return predict_files(self.runtime, paths, _with_options(PredictOptions(), options))
+
+    def evaluate(self, data: str | Path | Dataset, *, show: bool | None = None, **options: Any) -> DetectionResult:
+        """As `pelagia.evaluate`."""
+        module = resolve("pelagia.infer.evaluate", purpose="evaluate a model")
+        dataset = open_dataset(data, task=self.card.task) if isinstance(data, str | Path) else data
+        chosen = _with_options(module.EvaluateOptions(), options)
+        result: DetectionResult = module.evaluate(self.runtime, dataset, chosen, show=show)
+        return result
+
+    def export(self, path: str | Path, **options: Any) -> Path:
+        """Write the model as ONNX and prove that it answers alike; returns the path.
+
+        Raises:
+            ExportError: there is no torch model behind this predictor, or the exported file does not agree with it.
+            MissingExtraError: the extra `export` is not installed.
+        """
+        if self.model is None:
+            raise CheckpointError("this is an exported file already; export from the checkpoint", where=self.path)
+        report = resolve("pelagia.export.onnx", purpose="export a model").export_onnx(self.model, path, **options)
+        written: Path = report.path
+        return written
+
+
+def _in_run_folder(folder: Path) -> Path:
+    for name in _RUN_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"this folder holds no run: neither {' nor '.join(_RUN_FILES)} is in it", where=folder)
+
+
+def _torch_runtime(model: Model, device: str, threads: int) -> Runtime:
+    torch = resolve("torch", purpose="run a checkpoint")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise OptionError(f"{device!r} is no device; use auto, cpu, cuda, cuda:1 or mps") from error
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(chosen.type, False) or (chosen.index or 0) >= max(torch.cuda.device_count(), 1):
+        raise OptionError(f"this machine has no device {device!r}; --device cpu always works")
+    if threads:
+        torch.set_num_threads(threads)
+    runtime: Runtime = resolve("pelagia.models.runtime", purpose="run a checkpoint").TorchRuntime(model, device=chosen)
+    return runtime
+
+
+def _with_options(base: T, given: dict[str, Any]) -> T:
+    known = [item.name for item in fields(base)]  # type: ignore[arg-type]  # T is always a dataclass here
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise OptionError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}")
+    changed: T = replace(base, **given)  # type: ignore[type-var]  # as above
+    return changed
