@@ -52,7 +52,8 @@ def _line(*points: tuple[float, float]) -> Float:
 def _curve(start: tuple[float, float], control: tuple[float, float], end: tuple[float, float], count: int = 14) -> Float:
     """Quadratic Bezier curve."""
     t = np.linspace(0, 1, count)[:, None]
-    return (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(control) + t**2 * np.array(end)
+    curve: Float = (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(control) + t**2 * np.array(end)
+    return curve
 
 
 def _closed(points: Float) -> Float:
