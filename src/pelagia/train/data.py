@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -35,6 +35,9 @@ __all__ = ["Batch", "CachedDataset", "ImageCache", "Loader", "Maker", "Plan", "S
 
 #: First word of a seed sequence, so that the order of an epoch and the samples in it draw from different streams.
 _ORDER, _SAMPLE = 1, 2
+
+#: Batches that the thread prepares beyond the one at work.
+_AHEAD = 2
 
 #: Unreadable images in a row after which the fault is not one of single files.
 _MOST_BROKEN = 20
@@ -303,22 +306,29 @@ class Loader:
         self.maker, self.plan = maker, plan
         self._workers, self._rank, self._world, self._pin = workers, rank, world, pin
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """The batches of steps `start` to `stop` - 1. Preparation runs ahead, also across the end of an epoch.
 
         Raises:
             PelagiaError: what making a sample raises.
         """
         steps = (self.plan.step(step, self._rank, self._world) for step in range(start, stop))
-        return self._by_processes(steps) if self._workers else self._by_thread(steps)
+        if self._workers:
+            return self._by_processes(steps)
+        # A user's transform may draw from torch's global generator, which the network uses meanwhile: no thread then.
+        return self._by_thread(steps) if self.maker.transform is None else self._in_turn(steps)
 
-    def _by_thread(self, steps: Iterator[list[Slot]], ahead: int = 2) -> Iterator[Batch]:
+    def _in_turn(self, steps: Iterator[list[Slot]]) -> Generator[Batch, None, None]:
+        for slots in steps:
+            yield self._make(slots)
+
+    def _by_thread(self, steps: Iterator[list[Slot]]) -> Generator[Batch, None, None]:
         pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         waiting: deque[Future[Batch]] = deque()
         try:
             for slots in steps:
                 waiting.append(pool.submit(self._make, slots))
-                if len(waiting) > ahead:
+                if len(waiting) > _AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -329,7 +339,7 @@ class Loader:
         batch = self.maker.batch(slots)
         return batch.pin_memory() if self._pin else batch
 
-    def _by_processes(self, steps: Iterator[list[Slot]]) -> Iterator[Batch]:
+    def _by_processes(self, steps: Iterator[list[Slot]]) -> Generator[Batch, None, None]:
         loader: DataLoader[Any] = DataLoader(
             _Steps(self.maker),
             sampler=_Once(steps),

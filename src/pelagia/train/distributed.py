@@ -1,8 +1,8 @@
 """Several processes, one training: what `torchrun` starts.
 
-Each process takes its share of every batch. Gradients are averaged over processes by DistributedDataParallel; the losses divide by
-the mean of their normaliser over processes, so that the average of gradients is the gradient of one process with the whole batch.
-Only the first process writes files.
+Each process takes its share of every batch. Gradients are averaged over processes by DistributedDataParallel; the losses divide
+by the mean of their normaliser over processes, so that the average of gradients is the gradient of one process with the whole
+batch. Only the first process writes files.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def process_group(device: str) -> Iterator[Group]:
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         if local_world > torch.cuda.device_count():
-            raise OptionError(f"{local_world} processes for {torch.cuda.device_count()} GPUs; give torchrun --nproc-per-node fewer")
+            raise OptionError(f"{local_world} processes for {torch.cuda.device_count()} GPUs; lower torchrun --nproc-per-node")
         torch.cuda.set_device(local_rank)
     mine = not dist.is_initialized()
     if mine:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pelagia.models.model import Model
 
@@ -32,9 +31,8 @@ class Average:
         """Take in the weights after step `step`, counted from 1."""
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         floats = [(mine, new) for mine, new in pairs if mine.is_floating_point()]
-        # One fused kernel over all tensors where the device has it.
-        average = get_ema_multi_avg_fn(self.decay_at(step))
-        average([mine for mine, _ in floats], [new for _, new in floats], step)
+        # One kernel over all tensors where the device has it; torch.optim.swa_utils does the same.
+        torch._foreach_lerp_([mine for mine, _ in floats], [new for _, new in floats], 1 - self.decay_at(step))
         for mine, new in pairs:
             if not mine.is_floating_point():
                 mine.copy_(new)

@@ -26,9 +26,8 @@ def available_bytes() -> int:
     candidates = [2**62]
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                candidates.append(int(line.split()[1]) * 1024)
+        lines = meminfo.read_text().splitlines()
+        candidates += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file():
         text = limit.read_text().strip()
@@ -70,7 +69,7 @@ def _try(model: Model, batch: int, side: int, device: torch.device, amp: torch.d
         torch.autocast(device.type, dtype=amp, enabled=amp is not None),
     ):
         total = torch.stack(list(model.loss(model(images, targets=targets), targets).values())).sum()
-    total.backward()
+    torch.autograd.backward(total)
     return sum(kept.values())
 
 
@@ -103,11 +102,13 @@ def _fits_gpu(model: Model, batch: int, side: int, device: torch.device, amp: to
     return True
 
 
-def fitting_batch(model: Model, side: int, wanted: int, amp: torch.dtype | None = None, *, free_bytes: int | None = None) -> int:
+def fitting_batch(
+    model: Model, side: int, wanted: int, amp: torch.dtype | None = None, *, free_bytes: int | None = None, sharing: int = 1
+) -> int:
     """The largest of `wanted`, wanted / 2, wanted / 4, ... for which a step fits.
 
     A GPU is asked by trying a step; on a CPU, where the system would rather kill the process than say no, the need is estimated
-    and compared with `free_bytes` (by default what is available).
+    and compared with `free_bytes` (by default what is available), of which each of `sharing` processes takes its part.
 
     Raises:
         TrainingError: not even one image fits.
@@ -119,7 +120,7 @@ def fitting_batch(model: Model, side: int, wanted: int, amp: torch.dtype | None 
             batch //= 2
     else:
         fixed, image = step_bytes(model, side)
-        free = _USABLE * (available_bytes() if free_bytes is None else free_bytes)
+        free = _USABLE * (available_bytes() if free_bytes is None else free_bytes) / sharing
         while batch >= 1 and fixed + image * batch > free:
             batch //= 2
     if batch >= 1:

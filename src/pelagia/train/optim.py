@@ -33,7 +33,7 @@ class Settings:
 def choose_settings(options: TrainOptions, batch: int, total_steps: int) -> Settings:
     """Fill in what the user left open.
 
-    AdamW: lr = 0.002 sqrt(B / 16), capped at 0.004, weight decay 0.05; SGD: lr = 0.01 B / 64, capped at 0.02, weight decay 0.0005.
+    AdamW: lr = 0.002 sqrt(B / 16), at most 0.004, weight decay 0.05; SGD: lr = 0.01 B / 64, at most 0.02, weight decay 0.0005.
     The square root for adaptive methods follows Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms",
     2022; the linear rule Goyal et al., "Accurate, Large Minibatch SGD", 2017.
     """

@@ -24,7 +24,21 @@ _CONFIG_LIMIT_BYTES = 10_000_000
 
 #: Options that may differ when a run goes on; all others shape the weights from the first step.
 RESUMABLE = frozenset(
-    {"epochs", "patience", "device", "workers", "threads", "track", "save_every", "cache_bytes", "images", "data", "val", "resume", "out"}
+    {
+        "device",
+        "epochs",
+        "patience",
+        "workers",
+        "threads",
+        "track",
+        "save_every",
+        "cache_bytes",
+        "images",
+        "data",
+        "val",
+        "resume",
+        "out",
+    }
 )
 
 
@@ -42,7 +56,7 @@ class TrainOptions:
 
     model: str = field(default="yolo11n", metadata=_help("Name of the model, see `pelagia models`."))
     data: str = field(default="", metadata=_help("Annotation file or folder with the labelled images."))
-    val: str = field(default="", metadata=_help("A second file or folder to validate on; else the data's own split, else --val-fraction."))
+    val: str = field(default="", metadata=_help("Other data to validate on; else the data's own split, else --val-fraction."))
     task: Task | None = field(default=None, metadata=_help("What to learn; by default what the labels hold."))
     format: str | None = field(default=None, metadata=_help("Format of the annotations, when it should not be sniffed."))
     images: str | None = field(default=None, metadata=_help("Folder of the images, when the annotations do not tell."))
@@ -65,7 +79,7 @@ class TrainOptions:
         default=3.0, metadata=_help("Epochs in which the rate rises linearly; at least 100 steps, at most a tenth of the run.")
     )
     clip_norm: float = field(default=10.0, metadata=_help("Gradients longer than this are scaled down to it; 0 for no limit."))
-    ema_decay: float = field(default=0.9999, metadata=_help("Decay of the weights' moving average, reached by a ramp; 0 for none."))
+    ema_decay: float = field(default=0.9999, metadata=_help("Decay of the weights' average, reached by a ramp; 0 for none."))
     amp: Literal["auto", "on", "off"] = field(
         default="auto", metadata=_help("Mixed precision: auto uses bfloat16 or float16 on a GPU and float32 on the CPU.")
     )
@@ -76,14 +90,16 @@ class TrainOptions:
         default=10, metadata=_help("Last epochs without mosaic, mixup, cutmix and copy-paste; at most a third of the run.")
     )
 
-    weights: str = field(default="", metadata=_help("Start from this checkpoint (a run folder, .safetensors, or foreign .pt)."))
+    weights: str = field(default="", metadata=_help("Start from this checkpoint: a run folder, .safetensors, or a foreign .pt."))
     freeze: str = field(
-        default="", metadata=_help("Keep weights fixed: a number of leading layers, or comma-separated prefixes of parameter names.")
+        default="", metadata=_help("Keep weights fixed: a number of leading layers, or comma-separated prefixes of names.")
     )
-    backbone_lr: float = field(default=1.0, metadata=_help("Factor on the learning rate of the backbone, such as 0.1 for fine tuning."))
+    backbone_lr: float = field(
+        default=1.0, metadata=_help("Factor on the backbone's learning rate, such as 0.1 for fine tuning.")
+    )
     backbone: str = field(default="", metadata=_help("Another backbone for the model, such as timm:resnet18.a1_in1k."))
 
-    val_fraction: float = field(default=0.2, metadata=_help("Share of the images held out when the data have no validation split."))
+    val_fraction: float = field(default=0.2, metadata=_help("Share of the images held out when the data have no such split."))
     val_every: int = field(default=1, metadata=_help("Validate every so many epochs; the last epoch always is."))
     patience: int = field(default=50, metadata=_help("Stop after so many epochs without a better AP; 0 never stops early."))
     save_every: int = field(default=1, metadata=_help("Write last.safetensors every so many epochs."))
@@ -167,7 +183,7 @@ def options_from_dict(values: dict[str, Any], *, where: str = CONFIG_NAME) -> Tr
         names = {item.name for item in fields(AugmentOptions)}
         if not isinstance(inner, dict) or not set(inner) <= names:
             raise OptionError(f"{where}: augment must be an object with keys among {', '.join(sorted(names))}")
-        prepared["augment"] = AugmentOptions(**{key: tuple(v) if isinstance(v, list) else v for key, v in inner.items()})
+        prepared["augment"] = AugmentOptions(**inner)
     try:
         return TrainOptions(**prepared)
     except TypeError as error:

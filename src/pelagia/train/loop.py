@@ -1,0 +1,303 @@
+"""The training loop.
+
+`train` reads from top to bottom: images, network, batch size, optimiser, then epochs of steps, each epoch followed by validation
+of the averaged weights and by a checkpoint. Everything random is a function of (seed, step), so the state of a run is its tensors
+and one integer, and a run that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pelagia.core.files import read_json
+from pelagia.data.augment import Transform
+from pelagia.data.dataset import Dataset
+from pelagia.errors import TrainingError
+from pelagia.infer.progress import bar
+from pelagia.models import checkpoint
+from pelagia.models.model import Model
+from pelagia.train.checkpoint import Progress, read_progress, restore, save_last
+from pelagia.train.data import Batch, CachedDataset, ImageCache, Loader, Maker, Plan
+from pelagia.train.distributed import Group, process_group
+from pelagia.train.interrupt import Interrupt
+from pelagia.train.memory import available_bytes, fitting_batch
+from pelagia.train.optim import Schedule, choose_settings
+from pelagia.train.options import TrainOptions, resume_options
+from pelagia.train.prepare import Folds, choose_workers, describe, find_folds, machine, same_folds, start_model
+from pelagia.train.run import Run, RunFolder, default_folder, device_name, versions
+from pelagia.train.step import Engine, build_engine, choose_precision, take_step
+from pelagia.train.trackers import Tracker, open_trackers
+from pelagia.train.validate import validate
+
+__all__ = ["train"]
+
+Stopped = Literal["finished", "early", "interrupted"]
+
+
+def train(
+    options: TrainOptions,
+    dataset: Dataset,
+    val: Dataset | None = None,
+    *,
+    transform: Transform | None = None,
+    on_step: Callable[[int], None] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train a model and leave a run folder.
+
+    Args:
+        options: of the run; with `options.resume` the run there goes on, see `resume_options`.
+        dataset: the labelled images, with or without splits.
+        val: other images to validate on.
+        transform: takes the place of the built-in augmentation.
+        on_step: called with the number of finished steps after each step.
+        quiet: no progress bar and no sentences (they still stand in the run's `log.txt`).
+
+    Raises:
+        OptionError, DataError, ModelError, CheckpointError: the run cannot start as asked.
+        NonFiniteLossError: the loss became NaN or infinite; the batch was saved.
+        TrainingError: not even one image fits into memory, or a resumed run's labels have changed.
+    """
+    options = resume_options(options) if options.resume else options
+    with process_group(options.device) as group, machine(options, group) as device:
+        # Which images the run learns from and is judged by, and where it lives.
+        if options.resume:
+            place = Path(options.resume)
+            folder = RunFolder(place if place.is_dir() else place.parent, first=group.first, quiet=quiet)
+            tensors, _, progress = read_progress(folder.last if place.is_dir() else place)
+            folds = _folds_of_run(options, dataset, val, folder)
+        else:
+            folds = find_folds(options, dataset, val)
+            path = Path(options.out) if options.out else default_folder(options, dataset)
+            folder = RunFolder(Path(group.share(str(path))), first=group.first, quiet=quiet)
+        folder.begin(options, resumed=bool(options.resume))
+        _tell_folds(folder, folds)
+
+        # The network with its first weights, and how many images a step fits into memory.
+        start = start_model(options, folds.train, device)
+        model = start.model
+        for line in (describe(model, start.frozen), *(start.transfer.lines() if start.transfer else ())):
+            folder.say(line)
+        if not options.resume:
+            batch = _choose_batch(options, group, model, len(folds.train), folder)
+            steps = options.epochs * Plan(len(folds.train), batch, options.seed).steps_per_epoch
+            progress = Progress(choose_settings(options, batch, steps))
+        plan = Plan(len(folds.train), progress.settings.batch, options.seed)
+
+        # Optimiser, schedule and moving average; a run that goes on gets all tensors back from its checkpoint.
+        facts = _facts(options, folds, progress, device, start.weights)
+        folder.write("run.json", facts)
+        model.card = replace(model.card, manifest=facts)
+        engine = build_engine(options, group, model, progress, Schedule.of(options, plan.steps_per_epoch))
+        if options.resume:
+            restore(tensors, model, engine.average, engine.optimizer, where=folder.last)
+            folder.say(f"resumed after step {progress.step} (epoch {progress.step // plan.steps_per_epoch + 1})")
+
+        # Batches are prepared ahead, from decoded images kept in memory as far as it reaches.
+        free = available_bytes() // 4 // group.local_world
+        cache = ImageCache(free if options.cache_bytes is None else options.cache_bytes)
+        maker = Maker(
+            dataset=CachedDataset.wrap(folds.train, cache),
+            augment=options.augment,
+            input_size=(options.imgsz, options.imgsz),
+            seed=options.seed,
+            plain_from=options.epochs - min(options.close_mosaic, options.epochs // 3),
+            transform=transform,
+        )
+        workers = choose_workers(options, device, group)
+        loader = Loader(maker, plan, workers=workers, rank=group.rank, world=group.world, pin=device.type == "cuda")
+        judged = None if folds.val is None else CachedDataset.wrap(folds.val, cache)
+        folder.say(
+            f"{options.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch} images on {device_name(device)}; "
+            f"{progress.settings.optimizer} at rate {progress.settings.lr:.3g}; everything is written to {folder.path}"
+        )
+        done = progress.step // plan.steps_per_epoch
+        trackers = open_trackers(options.track, folder.path, options.to_dict(), done) if group.first else []
+        try:
+            stopped = _epochs(engine, loader, judged, folder, trackers, on_step)
+        finally:
+            for tracker in trackers:
+                tracker.close()
+        return _finish(engine, plan, folder, stopped)
+
+
+def _epochs(
+    engine: Engine,
+    loader: Loader,
+    val: Dataset | None,
+    folder: RunFolder,
+    trackers: list[Tracker],
+    on_step: Callable[[int], None] | None,
+) -> Stopped:
+    """Epochs of steps with validation after each, until the end, no progress, or an interruption."""
+    options, progress, per_epoch = engine.options, engine.progress, loader.plan.steps_per_epoch
+    folder.metrics(progress.history)
+    with Interrupt() as interrupt, closing(loader.batches(progress.step, options.epochs * per_epoch)) as batches:
+        for epoch in range(progress.step // per_epoch, options.epochs):
+            began, before, waited = time.perf_counter(), progress.seconds, 0.0
+            show = False if folder.quiet or not folder.first else None
+            with bar(f"epoch {epoch + 1}/{options.epochs}", per_epoch, show=show) as move:
+                move(progress.step - epoch * per_epoch, "")
+                while progress.step < (epoch + 1) * per_epoch:
+                    waiting = time.perf_counter()
+                    batch = next(batches)
+                    waited += time.perf_counter() - waiting
+                    _look_at(batch, engine, folder)
+                    terms = take_step(engine, batch, folder)
+                    for name, value in terms.items():
+                        progress.sums[name] = progress.sums.get(name, 0.0) + value
+                    progress.step += 1
+                    progress.seconds = before + time.perf_counter() - began
+                    if on_step is not None:
+                        on_step(progress.step)
+                    move(1, f"loss {terms['loss']:.3f}")
+                    # All processes must leave after the same step, or the others would wait for ever.
+                    if engine.group.lowest(-int(interrupt.asked)) < 0:
+                        _save(engine, folder)
+                        return "interrupted"
+
+            trained = time.perf_counter() - began
+            record = _record(engine, epoch, per_epoch)
+            if val is not None and ((epoch + 1) % options.val_every == 0 or epoch + 1 == options.epochs):
+                record |= validate(engine, val, folder, epoch)
+            progress.seconds = before + time.perf_counter() - began
+            record |= {"seconds": round(progress.seconds, 3), "waiting": round(waited / trained, 4)}
+            record |= {"images_per_second": round(per_epoch * loader.plan.batch / trained, 2)}
+            progress.history.append(record)
+            progress.sums = {}
+            last = epoch + 1 == options.epochs or _no_progress(engine)
+            if (epoch + 1) % options.save_every == 0 or last:
+                _save(engine, folder)
+            _tell_epoch(engine, folder, trackers, record, last)
+            if last and epoch + 1 < options.epochs:
+                folder.say(f"no better AP for {options.patience} epochs: stopped early")
+                return "early"
+    return "finished"
+
+
+def _folds_of_run(options: TrainOptions, dataset: Dataset, val: Dataset | None, folder: RunFolder) -> Folds:
+    """The images of a run that goes on."""
+    facts = read_json(folder.path / "run.json", 100_000_000)
+    folds = same_folds(options, dataset, val, read_json(folder.path / "split.json", 2_000_000_000))
+    if facts.get("data") != _data_hashes(folds):
+        raise TrainingError(
+            f"the labels have changed since the run began, so it cannot go on; start a new one with --weights {folder.path}",
+            where=folder.path,
+        )
+    return folds
+
+
+def _tell_folds(folder: RunFolder, folds: Folds) -> None:
+    count = len(folds.val) if folds.val is not None else 0
+    objects = len(folds.train.annotations)
+    folder.say(f"{len(folds.train)} images with {objects} objects to learn from, {count} images to validate on")
+    folder.write("split.json", folds.names())
+    if folds.skipped:
+        folder.write("skipped.json", folds.skipped)
+        total = sum(int(item["count"]) for item in folds.skipped)
+        folder.say(f"{total} items were skipped or corrected, listed in {folder.path / 'skipped.json'}:")
+        for item in folds.skipped[:5]:
+            folder.say(f"  {item['severity']}: {item['where']}: {item['message']} ({item['count']})")
+
+
+def _choose_batch(options: TrainOptions, group: Group, model: Model, images: int, folder: RunFolder) -> int:
+    """The batch over all processes: what was asked for, unless there are fewer images or too little memory."""
+    share = max(min(options.batch, images) // group.world, 1)
+    if share * group.world < options.batch:
+        reason = f"there are {images} images and {group.world} processes"
+        folder.say(f"a batch of {share * group.world} instead of {options.batch}: {reason}")
+    precision = choose_precision(options, next(model.parameters()).device)
+    fitting = group.lowest(fitting_batch(model, options.imgsz, share, precision, sharing=group.local_world))
+    if fitting < share:
+        folder.say(f"a batch of {fitting * group.world} instead of {share * group.world}: more does not fit into memory")
+    return fitting * group.world
+
+
+def _data_hashes(folds: Folds) -> dict[str, str]:
+    return {"train": folds.train.content_hash, "val": folds.val.content_hash if folds.val is not None else ""}
+
+
+def _facts(
+    options: TrainOptions, folds: Folds, progress: Progress, device: torch.device, weights: dict[str, Any]
+) -> dict[str, Any]:
+    """What `run.json` and the card of every checkpoint say about the run."""
+    return {
+        "data": _data_hashes(folds),
+        "images": {"train": len(folds.train), "val": len(folds.val) if folds.val is not None else 0},
+        "seed": options.seed,
+        "settings": asdict(progress.settings),
+        "weights": weights,
+        "device": device_name(device),
+        "versions": versions(),
+    }
+
+
+def _look_at(batch: Batch, engine: Engine, folder: RunFolder) -> None:
+    """The first batch with its labels as a picture, since most mistakes in data show there; images that could not be read."""
+    if engine.progress.step == 0:
+        folder.batch_picture(batch, engine.model.card.class_names)
+    for name, reason in batch.skipped:
+        folder.say(f"skipped {name}: {reason}")
+
+
+def _record(engine: Engine, epoch: int, per_epoch: int) -> dict[str, Any]:
+    """The epoch's means of loss terms."""
+    means = {name: value / per_epoch for name, value in engine.progress.sums.items()}
+    rate = engine.progress.settings.lr * engine.schedule.factor(engine.progress.step - 1)
+    total = means.pop("loss")
+    return {"epoch": epoch + 1, "step": engine.progress.step, "lr": rate, "loss": total, "losses": means}
+
+
+def _tell_epoch(engine: Engine, folder: RunFolder, trackers: list[Tracker], record: dict[str, Any], last: bool) -> None:
+    progress = engine.progress
+    folder.metrics(progress.history)
+    folder.curves(progress.history)
+    terms = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
+    text = f"epoch {record['epoch']}/{engine.options.epochs}: loss {record['loss']:.3f} ({terms})"
+    if record.get("ap") is not None:
+        text += f", AP {record['ap']:.3f}, AP50 {record['ap50']:.3f}"
+        text += ", best so far" if progress.best_epoch == record["epoch"] else ""
+    folder.say(f"{text}; {record['images_per_second']:.1f} images/s")
+    flat = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "epoch"}
+    flat |= {f"losses/{name}": value for name, value in record["losses"].items()}
+    for tracker in trackers:
+        tracker.numbers(record["epoch"], flat)
+        for name in ("train_batch", "val_predictions") if last else ():
+            if (folder.path / f"{name}.png").is_file():
+                tracker.picture(record["epoch"], name, folder.path / f"{name}.png")
+
+
+def _no_progress(engine: Engine) -> bool:
+    progress, patience = engine.progress, engine.options.patience
+    return bool(patience and progress.best is not None and len(progress.history) - progress.best_epoch >= patience)
+
+
+def _save(engine: Engine, folder: RunFolder) -> None:
+    if folder.first:
+        engine.progress.scaler = engine.scaler.state_dict()
+        save_last(folder.last, engine.model, engine.average, engine.optimizer, engine.progress)
+
+
+def _finish(engine: Engine, plan: Plan, folder: RunFolder, stopped: Stopped) -> Run:
+    """The last sentence, and the run as an object."""
+    progress, history = engine.progress, engine.progress.history
+    best = next((record for record in history if record["epoch"] == progress.best_epoch), history[-1] if history else {})
+    if stopped == "interrupted":
+        epoch, within = divmod(progress.step, plan.steps_per_epoch)
+        where = f"epoch {epoch + 1} after {within} of {plan.steps_per_epoch} steps"
+        folder.say(f"stopped in {where}; go on with: pelagia train --resume {folder.path}")
+    elif progress.best is None:
+        if folder.first:  # nothing was scored: the last weights are all there is
+            checkpoint.save(folder.best, engine.average.model, engine.average.model.card)
+        folder.say(f"{len(history)} epochs in {progress.seconds:.0f} s, without validation; weights: {folder.best}")
+    else:
+        scores = f"AP {progress.best:.3f}, AP50 {best['ap50']:.3f} in epoch {progress.best_epoch}"
+        folder.say(f"{len(history)} epochs in {progress.seconds:.0f} s; best {scores}; weights: {folder.best}")
+    return Run(folder.path, folder.best, folder.last, len(history), stopped, best, history, progress.seconds)

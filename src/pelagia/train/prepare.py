@@ -1,0 +1,235 @@
+"""What happens once before the first step: the machine, the two sets of images, the network and its first weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from pelagia.core import image as core_image
+from pelagia.data.dataset import Dataset
+from pelagia.data.split import split
+from pelagia.errors import DataError, ImageError, OptionError
+from pelagia.infer.runtimes import cpu_count
+from pelagia.models import checkpoint
+from pelagia.models.model import Model
+from pelagia.models.registry import create
+from pelagia.train.data import measure_window
+from pelagia.train.distributed import Group
+from pelagia.train.options import TrainOptions
+from pelagia.train.transfer import Transfer, freeze, transfer
+
+__all__ = ["Folds", "Start", "choose_workers", "describe", "find_folds", "machine", "same_folds", "start_model"]
+
+_VAL_NAMES = ("val", "valid", "validation")
+
+
+@contextmanager
+def machine(options: TrainOptions, group: Group) -> Iterator[torch.device]:
+    """Set up this process for the run and give back the device; what is global is as before afterwards.
+
+    Raises:
+        OptionError: the device is not there.
+    """
+    device = _device(options.device, group)
+    threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
+    deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a module property, unknown to the stub
+    # Weights that decay towards zero pass through numbers so small that a CPU computes with them a hundred times slower.
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(options.threads or max(cpu_count() // group.local_world, 1))
+    cv2.setNumThreads(1)  # batches are prepared beside the network; nested pools would fight for the same cores
+    if device.type == "cpu" or options.deterministic:
+        # On the CPU this costs next to nothing: it makes the sums of scattered gradients run in one order.
+        torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        yield device
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(cv_threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+def _device(name: str, group: Group) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = group.local_rank if group.world > 1 else device.index or 0
+        if index >= count:
+            raise OptionError(f"--device {name}: this machine has {count} usable GPUs; use --device cpu")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise OptionError("--device mps: this machine has no Metal device; use --device cpu")
+    return device
+
+
+def choose_workers(options: TrainOptions, device: torch.device, group: Group) -> int:
+    """A thread beside a network on the CPU, which is the slower of the two; processes where a GPU has to be fed."""
+    if options.workers is not None:
+        return options.workers
+    cores = cpu_count() // group.local_world
+    return 0 if device.type == "cpu" or cores <= 2 else min(8, cores - 1)
+
+
+@dataclass(frozen=True)
+class Folds:
+    """The images to learn from and those to judge by (None for no validation), and what had to be left out."""
+
+    train: Dataset
+    val: Dataset | None
+    skipped: list[dict[str, Any]]
+
+    def names(self) -> dict[str, list[str]]:
+        """What `split.json` holds."""
+        return {"train": list(self.train.names), "val": list(self.val.names) if self.val is not None else []}
+
+
+def find_folds(options: TrainOptions, dataset: Dataset, val: Dataset | None) -> Folds:
+    """Training and validation images: `val` if given, else the data's own splits, else a split by fraction and seed.
+
+    Files that cannot be opened are left out and listed.
+
+    Raises:
+        DataError: no image or no object is left to learn from.
+    """
+    dataset = dataset if options.task is None else dataset.with_task(options.task)
+    if val is not None:
+        val = val.with_task(dataset.task)
+        names = set(dataset.splits)
+        train = dataset.split("train") if "train" in names else dataset
+    else:
+        train, val = _own_folds(options, dataset)
+    skipped = [
+        {"severity": item.severity, "code": item.code, "message": item.message, "where": item.where, "count": item.count}
+        for item in dataset.findings
+        if item.severity != "info"
+    ]
+    train, broken = _readable(train, decode=False)
+    skipped += broken
+    if val is not None:
+        val, broken = _readable(val, decode=True)
+        skipped += broken
+    if len(train) == 0:
+        raise DataError("there is no readable training image; run `pelagia doctor` on the data", where=dataset.root)
+    if len(train.annotations) == 0 and train.task != "semantic":
+        raise DataError("the training images have no labelled object", where=dataset.root)
+    return Folds(train, val if val is not None and len(val) else None, skipped)
+
+
+def _own_folds(options: TrainOptions, dataset: Dataset) -> tuple[Dataset, Dataset | None]:
+    held = next((name for name in _VAL_NAMES if name in dataset.splits), None)
+    if held is not None:
+        if "train" in dataset.splits:
+            return dataset.split("train"), dataset.split(held)
+        others = np.concatenate(list(dataset.splits.values()))
+        return dataset.subset(np.setdiff1d(np.arange(len(dataset)), others)), dataset.split(held)
+    train = dataset.split("train") if "train" in dataset.splits else dataset
+    if options.val_fraction == 0 or len(train) < 2:
+        return train, None
+    parts = split(train, {"train": 1 - options.val_fraction, "val": options.val_fraction}, options.seed)
+    return train.subset(parts["train"]), train.subset(parts["val"])
+
+
+def same_folds(options: TrainOptions, dataset: Dataset, val: Dataset | None, names: Mapping[str, Sequence[str]]) -> Folds:
+    """The folds of a run that goes on, by the names in its `split.json`.
+
+    Raises:
+        DataError: an image of the run is gone.
+    """
+    dataset = dataset if options.task is None else dataset.with_task(options.task)
+    held = dataset if val is None else val.with_task(dataset.task)
+    return Folds(_by_name(dataset, names["train"]), _by_name(held, names["val"]) if names["val"] else None, [])
+
+
+def _by_name(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    position = {name: index for index, name in enumerate(dataset.names)}
+    missing = [name for name in names if name not in position]
+    if missing:
+        raise DataError(f"{len(missing)} images of the run are no longer in the data, first {missing[0]}", where=dataset.root)
+    return dataset.subset([position[name] for name in names])
+
+
+def _readable(dataset: Dataset, *, decode: bool) -> tuple[Dataset, list[dict[str, Any]]]:
+    """The images whose files open (`decode`: whole), and records of the others."""
+
+    def reason(index: int) -> str | None:
+        try:
+            core_image.read(dataset.image_paths[index]) if decode else core_image.image_size(dataset.image_paths[index])
+        except ImageError as error:
+            return error.reason
+        return None
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        reasons = list(pool.map(reason, range(len(dataset))))
+    broken = [
+        {"severity": "error", "code": "image.unreadable", "message": text, "where": dataset.names[index], "count": 1}
+        for index, text in enumerate(reasons)
+        if text is not None
+    ]
+    return (dataset.subset([i for i, text in enumerate(reasons) if text is None]) if broken else dataset), broken
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network before its first step, with what was said about its weights."""
+
+    model: Model
+    transfer: Transfer | None
+    weights: dict[str, Any]
+    frozen: tuple[str, ...]
+
+
+def start_model(options: TrainOptions, train: Dataset, device: torch.device) -> Start:
+    """Build the network for the classes and the task of `train`, take weights over, freeze.
+
+    Raises:
+        ModelError, OptionError, CheckpointError: the network cannot be built, or the weights do not fit.
+    """
+    torch.manual_seed(options.seed)
+    chosen = {"backbone": options.backbone} if options.backbone else None
+    model = create(options.model, train.categories, train.task, input_size=options.imgsz, options=chosen)
+    report, facts, base = None, {}, model.card.normalisation
+    card = replace(model.card, licence="the trainer's choice (trained from random weights)", source="")
+    if options.weights:
+        source = _weights(Path(options.weights))
+        report = transfer(model, source.state_dict(), source.card.class_names, where=options.weights)
+        base = source.card.normalisation
+        card = replace(card, licence=source.card.licence, source=f"{source.card.name}, {Path(options.weights).name}")
+        facts = {"file": options.weights, "licence": source.card.licence, **report.to_dict()}
+    model.card = replace(card, normalisation=measure_window(train, base))
+    frozen = freeze(model, options.freeze)
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    return Start(model.to(device=device, memory_format=layout), report, facts, frozen)  # type: ignore[call-overload]
+
+
+def _weights(path: Path) -> Model:
+    """The model in a run folder, a checkpoint, or another project's file."""
+    if path.is_dir():
+        path = next((path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()), path)
+    return checkpoint.load(path)
+
+
+def describe(model: Model, frozen: Sequence[str]) -> str:
+    """One sentence on the network."""
+    card = model.card
+    fixed = f", {len(frozen)} tensors fixed" if frozen else ""
+    classes = ", ".join(card.class_names[:8]) + (", ..." if len(card.categories) > 8 else "")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return f"{card.name} for {card.task}, {count:,} parameters{fixed}, {len(card.categories)} classes: {classes}"

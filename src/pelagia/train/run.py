@@ -1,0 +1,245 @@
+"""The folder of a run: what went in, what came out, and enough to repeat it.
+
+config.json          the options; `pelagia train --config` repeats the run with them
+run.json             content hash of the data, versions, device, the choices that `auto` stood for, weights started from
+split.json           names of the training and validation images
+skipped.json         what the reader or the loader left out or corrected, if anything
+metrics.jsonl        one record per epoch
+log.txt              what was said
+curves.png, train_batch.png, val_predictions.png
+last.safetensors     the whole state; `--resume` goes on from it
+best.safetensors     the averaged weights of the epoch with the best AP, with the best score threshold of each class
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import pelagia
+from pelagia.core import draw, files
+from pelagia.core import image as core_image
+from pelagia.core.types import Instances
+from pelagia.data.dataset import Dataset
+from pelagia.errors import OptionError, TrainingError
+from pelagia.models.model import Targets
+from pelagia.report.plots import training_curves
+from pelagia.train.data import Batch
+from pelagia.train.options import CONFIG_NAME, TrainOptions
+
+__all__ = ["Run", "RunFolder", "batch_truths", "contact_sheet", "default_folder", "versions"]
+
+_PICTURE_SIDE = 320
+_MOST_PICTURES = 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training came to.
+
+    Args:
+        folder: of the run.
+        best: the checkpoint to use.
+        last: the checkpoint to resume from.
+        epochs: finished ones.
+        stopped: `finished` all epochs, `early` for lack of progress, or `interrupted`.
+        metrics: the record of the best epoch.
+        history: one record per epoch.
+        seconds: spent in training and validation.
+    """
+
+    folder: Path
+    best: Path
+    last: Path
+    epochs: int
+    stopped: Literal["finished", "early", "interrupted"]
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+    seconds: float
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of what numbers depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "pelagia": pelagia.__version__}
+    for name in ("torch", "torchvision", "numpy", "opencv-python-headless", "safetensors", "timm"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def default_folder(options: TrainOptions, dataset: Dataset, root: Path = Path("runs")) -> Path:
+    """runs/<model>-<data>, with -2, -3, ... while a folder of that name exists."""
+    source = Path(options.data) if options.data else dataset.root
+    stem = source.stem if source.suffix else source.name
+    stem = stem if stem not in ("", ".", "annotations", "data") else source.resolve().parent.name
+    base = root / f"{options.model}-{stem}"
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+class RunFolder:
+    """Writes the files of a run. In processes that are not the `first` every method does nothing."""
+
+    def __init__(self, path: Path, *, first: bool = True, quiet: bool = False) -> None:
+        self.path, self.first, self.quiet = path, first, quiet
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a resumed run starts from."""
+        return self.path / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.path / "best.safetensors"
+
+    def begin(self, options: TrainOptions, *, resumed: bool) -> None:
+        """Make the folder and write `config.json`.
+
+        Raises:
+            OptionError: the folder holds a run already.
+        """
+        if not self.first:
+            return
+        if not resumed and (self.path / CONFIG_NAME).exists():
+            raise OptionError(
+                f"this folder holds a run already; go on with it by --resume {self.path}, or name another --out", where=self.path
+            )
+        files.write_json(self.path / CONFIG_NAME, {**options.to_dict(), "resume": ""}, indent=2)
+
+    def say(self, text: str) -> None:
+        """One sentence for the user, kept in `log.txt`."""
+        if not self.first:
+            return
+        if not self.quiet:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "log.txt").open("a", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+
+    def write(self, name: str, value: Any) -> None:
+        """A JSON file of the run."""
+        if self.first:
+            files.write_json(self.path / name, value, indent=2)
+
+    def metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """All records anew, whole or not at all: after a kill the file never runs ahead of the checkpoint by half a line."""
+        if self.first:
+            lines = [json.dumps(record, allow_nan=False) + "\n" for record in history]
+            files.write_text(self.path / "metrics.jsonl", "".join(lines))
+
+    def curves(self, history: Sequence[Mapping[str, Any]]) -> Path:
+        """`curves.png` from the records."""
+        path = self.path / "curves.png"
+        if self.first and history:
+            training_curves(history, path)
+        return path
+
+    def batch_picture(self, batch: Batch, classes: Sequence[str], name: str = "train_batch.png") -> Path:
+        """The images of a batch with their labels, as the network gets them."""
+        path = self.path / name
+        if self.first:
+            images = [np.ascontiguousarray(image) for image in _stored(batch)[:_MOST_PICTURES]]
+            truths = batch_truths(batch.targets)
+            drawn = [draw.draw_instances(image, truth, classes) for image, truth in zip(images, truths, strict=False)]
+            core_image.write(path, contact_sheet(drawn))
+        return path
+
+    def prediction_picture(self, dataset: Dataset, found: Sequence[Instances], classes: Sequence[str]) -> Path:
+        """Pairs of truth (left) and prediction (right) of the first validation images."""
+        path = self.path / "val_predictions.png"
+        if self.first:
+            pictures: list[NDArray[np.uint8]] = []
+            for index, predicted in enumerate(found):
+                image = dataset.image(index)
+                pictures.append(draw.draw_instances(image, dataset.truth(index), dataset.class_names))
+                pictures.append(draw.draw_instances(image, predicted, classes))
+            core_image.write(path, contact_sheet(pictures, columns=4))
+        return path
+
+    def save_bad_batch(self, batch: Batch, classes: Sequence[str], step: int, rank: int) -> Path:
+        """The batch whose loss was not finite, as arrays (`.npz`) and as a picture."""
+        base = self.path / f"nonfinite_step{step}_rank{rank}"
+        targets = batch.targets
+        arrays: dict[str, NDArray[Any]] = {
+            "images": np.stack(_stored(batch)),
+            "batch": targets.batch.numpy(),
+            "labels": targets.labels.numpy(),
+            "boxes": targets.boxes.numpy(),
+            "names": np.array(batch.names),
+        }
+        if targets.oriented is not None:
+            arrays["oriented"] = targets.oriented.numpy()
+        with files.atomic_write(base.with_suffix(".npz")) as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
+        RunFolder(self.path).batch_picture(batch, classes, base.with_suffix(".png").name)
+        return base.with_suffix(".npz")
+
+
+def _stored(batch: Batch) -> list[NDArray[Any]]:
+    """B images [H, W, 3] as they were stored."""
+    pixels = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+    if pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.uint16)
+    return list(pixels)
+
+
+def batch_truths(targets: Targets) -> list[Instances]:
+    """The truth of each image of a batch, in pixels of the network's input; boxes that are not finite are left out."""
+    truths = []
+    for image in range(targets.size):
+        rows = targets.batch == image
+        boxes = targets.boxes[rows].numpy().astype(np.float64)
+        oriented = None if targets.oriented is None else targets.oriented[rows].numpy().astype(np.float64)
+        truth = Instances(
+            labels=targets.labels[rows].numpy(),
+            boxes=boxes,
+            oriented=oriented,
+            keypoints=None if targets.keypoints is None else targets.keypoints[rows].numpy().astype(np.float64),
+            ignore=targets.ignore[rows].numpy(),
+        )
+        truths.append(truth.select(np.flatnonzero(np.isfinite(boxes).all(axis=1))))
+    return truths
+
+
+def contact_sheet(pictures: Sequence[NDArray[np.uint8]], columns: int | None = None) -> NDArray[np.uint8]:
+    """Pictures side by side in rows, each shrunk or enlarged to fit a square of 320 pixels on a light ground."""
+    if not pictures:
+        raise TrainingError("no picture to show")
+    columns = columns or int(np.ceil(np.sqrt(len(pictures))))
+    rows = -(-len(pictures) // columns)
+    gap, side = 6, _PICTURE_SIDE
+    sheet = np.full((rows * (side + gap) + gap, columns * (side + gap) + gap, 3), 240, dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        height, width = picture.shape[:2]
+        scale = side / max(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        top = gap + (number // columns) * (side + gap) + (side - size[1]) // 2
+        left = gap + (number % columns) * (side + gap) + (side - size[0]) // 2
+        sheet[top : top + size[1], left : left + size[0]] = small
+    return sheet
+
+
+def device_name(device: torch.device) -> str:
+    """What runs the network, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
