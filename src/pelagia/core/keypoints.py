@@ -53,7 +53,7 @@ def oks(predicted: Float, truth: Float, areas: ArrayLike, boxes: Float, sigmas: 
     if not (spread > 0).all():
         raise OptionError(f"sigmas of keypoints must be positive, got {spread.tolist()}")
     labelled: Mask = true[:, :, 2] > 0  # [M, K]
-    whole: Mask = ~labelled.any(axis=1)  # truth known by its box only
+    whole: Mask = np.logical_not(labelled.any(axis=1))  # truth known by its box only
     offset = found[:, None, :, :2] - true[None, :, :, :2]  # [N, M, K, 2]
     sides = box[:, 2:] - box[:, :2]
     low, high = (box[:, :2] - sides)[:, None], (box[:, 2:] + sides)[:, None]  # [M, 1, 2]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,8 +30,9 @@ from pelagia.errors import LabelError, OptionError
 __all__ = ["nms", "nms_oriented", "soft_nms"]
 
 _PAIRS_AT_ONCE = 1 << 17  # pairs whose overlap is computed together: temporaries of a few MiB, near the cache
-_PAIRS_A_ROUND = 1 << 21  # candidate pairs within one round; above, the round is shortened
-_FIRST_ROUND = 256  # shortest round
+_PAIRS_A_ROUND = 1 << 17  # candidate pairs that one round may have,
+_PAIRS_AN_OBJECT = 16  # or so many per object if that is more; above, the round is shortened
+_FIRST_ROUND = 256  # objects of the shortest round
 
 _NONE = np.zeros(0, dtype=np.int64)
 
@@ -119,7 +121,11 @@ def _prepare(
     """Checked boxes by descending score, the order that sorted them, and dense label numbers in that order."""
     if not 0.0 <= iou_threshold <= 1.0:
         raise OptionError(f"the IoU threshold of NMS must lie in 0 to 1, got {iou_threshold}")
-    array = np.asarray(boxes, dtype=np.float64).reshape(-1, columns)
+    array = np.asarray(boxes, dtype=np.float64)
+    if array.size == 0:
+        array = array.reshape(0, columns)
+    if array.ndim != 2 or array.shape[1] != columns:
+        raise LabelError(f"NMS needs {columns} numbers per box, as an array [N, {columns}], got shape {list(array.shape)}")
     strength = np.asarray(scores, dtype=np.float64).reshape(-1)
     classes = np.zeros(len(array), dtype=np.int64) if labels is None else np.asarray(labels).reshape(-1)
     if not len(array) == len(strength) == len(classes):
@@ -260,22 +266,29 @@ def _greedy(grid: _Grid, suppresses: _Suppresses) -> Mask:
     while len(rest):
         windows = grid.windows(rest, rest)
         candidates = int((windows[2] - windows[1]).sum())
+        budget = max(_PAIRS_A_ROUND, _PAIRS_AN_OBJECT * len(rest))
         block = rest
-        if candidates > _PAIRS_A_ROUND:
-            block = rest[: max(_FIRST_ROUND, int(len(rest) * math.sqrt(_PAIRS_A_ROUND / candidates)))]
+        if candidates > budget:
+            block = rest[: max(_FIRST_ROUND, int(len(rest) * math.sqrt(budget / candidates)))]
             windows = grid.windows(block, block)
         kept = block[_settle(block, grid.level, _pairs(*windows), suppresses)]
         keep[kept] = True
         rest = rest[len(block) :]
         if len(rest):
-            for query, target, lowest, swap in ((kept, rest, 0, False), (rest, kept, 1, True)):
-                for i, j in _pairs(*grid.windows(query, target, lowest=lowest)) if lowest <= grid.climb else ():
-                    weak = i if swap else j
-                    left = alive[weak]
-                    i, j, weak = i[left], j[left], weak[left]
-                    alive[weak[suppresses(i, j)]] = False
+            _remove(alive, _pairs(*grid.windows(kept, rest)), suppresses, weak=1)
+            if grid.climb:  # the windows only look up: the larger of `kept` are found from the smaller of `rest`
+                _remove(alive, _pairs(*grid.windows(rest, kept, lowest=1)), suppresses, weak=0)
             rest = rest[alive[rest]]
     return keep
+
+
+def _remove(alive: Mask, pairs: Iterator[tuple[Int, Int]], suppresses: _Suppresses, *, weak: Literal[0, 1]) -> None:
+    """Unset in `alive` the member `weak` of each pair that suppresses."""
+    for pair in pairs:
+        left = alive[pair[weak]]
+        i, j = pair[0][left], pair[1][left]
+        hit = suppresses(i, j)
+        alive[(i, j)[weak][hit]] = False
 
 
 def _settle(block: Int, level: Int, pairs: Iterator[tuple[Int, Int]], suppresses: _Suppresses) -> Mask:
@@ -289,14 +302,14 @@ def _settle(block: Int, level: Int, pairs: Iterator[tuple[Int, Int]], suppresses
         strong.append(np.minimum(i[hit], j[hit]))
         weak.append(np.maximum(i[hit], j[hit]))
     stay = np.ones(len(block), dtype=np.bool_)
-    first = np.searchsorted(block, np.concatenate([_NONE, *strong]))
-    second = np.searchsorted(block, np.concatenate([_NONE, *weak]))
-    if len(first):
-        order = np.argsort(first, kind="stable")
-        second = second[order]
-        source, begin = np.unique(first[order], return_index=True)
-        ends = [*begin[1:].tolist(), len(second)]
-        for i, start, end in zip(source.tolist(), begin.tolist(), ends, strict=True):
-            if stay[i]:
-                stay[second[start:end]] = False
+    position = np.empty(len(level), dtype=np.int64)
+    position[block] = np.arange(len(block))
+    first, second = position[np.concatenate([_NONE, *strong])], position[np.concatenate([_NONE, *weak])]
+    order = np.argsort(first, kind="stable")
+    first, second = first[order], second[order]
+    begin = np.flatnonzero(np.diff(first, prepend=-1))
+    ends = np.append(begin, len(second))[1:]
+    for i, start, end in zip(first[begin].tolist(), begin.tolist(), ends.tolist(), strict=True):
+        if stay[i]:
+            stay[second[start:end]] = False
     return stay

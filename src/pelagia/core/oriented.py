@@ -227,7 +227,9 @@ def _intersection(a: Float, b: Float) -> Float:
     total = np.zeros_like(x)
     for i in range(4):
         total += _edge_integral(xs[i], ys[i], xs[(i + 1) % 4], ys[(i + 1) % 4], c, d)
-    result: Float = np.clip(total, 0.0, np.minimum(a[2] * a[3], b[2] * b[3]))
+    area_a, area_b = a[2] * a[3], b[2] * b[3]
+    total = np.where(total > 4e-15 * area_b, total, 0.0)  # what rounding leaves of boxes apart is nothing
+    result: Float = np.minimum(total, np.minimum(area_a, area_b))
     return result
 
 
