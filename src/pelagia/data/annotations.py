@@ -30,7 +30,9 @@ def ranges(starts: Int, chosen: Int) -> Int:
 
 
 def _offsets(lengths: Sequence[int] | Int) -> Int:
-    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(np.asarray(lengths, dtype=np.int64), out=starts[1:])
+    return starts
 
 
 def _locked(array: NDArray[_Scalar]) -> NDArray[_Scalar]:

@@ -287,7 +287,15 @@ class Dataset:
         }
         digest.update(json.dumps(head, sort_keys=True, ensure_ascii=True).encode())
         flat = self.annotations
-        arrays = [self.sizes, flat.starts, flat.labels, flat.boxes, flat.oriented, flat.areas, flat.keypoints]
+        arrays: list[NDArray[Any] | None] = [
+            self.sizes,
+            flat.starts,
+            flat.labels,
+            flat.boxes,
+            flat.oriented,
+            flat.areas,
+            flat.keypoints,
+        ]
         arrays += [flat.crowd, flat.difficult, flat.ignore, flat.ignored_as]
         if flat.shapes is not None:
             shapes = flat.shapes
@@ -332,7 +340,7 @@ class Dataset:
         corners = np.stack([flat.boxes[:, [0, 2, 2, 0]], flat.boxes[:, [1, 1, 3, 3]]], axis=2)
         oriented: Float = core_oriented.from_corners(corners)
         present: Mask = np.zeros(len(flat), dtype=np.bool_) if flat.shapes is None else flat.shapes.present
-        for row in np.flatnonzero(present):
+        for row in np.flatnonzero(present).tolist():
             assert flat.shapes is not None
             rings = flat.shapes.rings(row)
             if rings:

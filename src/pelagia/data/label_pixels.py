@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from pelagia.core.files import atomic_write
 from pelagia.errors import ImageError
 
-__all__ = ["LABEL_SUFFIXES", "MAX_LABEL_PIXELS", "read_label_pixels", "write_label_pixels"]
+__all__ = ["LABEL_SUFFIXES", "MAX_LABEL_PIXELS", "page_count", "read_label_pixels", "write_label_pixels"]
 
 #: Lossless image kinds that may hold labels.
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -40,7 +40,8 @@ def read_label_pixels(path: str | Path) -> NDArray[Any]:
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
             with tifffile.TiffFile(path) as tiff:
-                _check_size(*tiff.pages[0].shape[:2], path)
+                height, width = tiff.pages[0].shape[:2]
+                _check_size(int(height), int(width), path)
                 pixels = np.asarray(tiff.pages[0].asarray())
         else:
             with Image.open(path) as image:
@@ -51,6 +52,21 @@ def read_label_pixels(path: str | Path) -> NDArray[Any]:
     except (OSError, UnidentifiedImageError, ValueError, IndexError, SyntaxError, tifffile.TiffFileError) as error:
         raise ImageError(f"the label image cannot be read ({error})", where=path) from error
     return _single_channel(pixels, path)
+
+
+def page_count(path: str | Path) -> int:
+    """Pages of a TIFF; 1 for other kinds.
+
+    Raises:
+        ImageError: broken.
+    """
+    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+        return 1
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return len(tiff.pages)
+    except (OSError, tifffile.TiffFileError) as error:
+        raise ImageError(f"the label image cannot be read ({error})", where=path) from error
 
 
 def write_label_pixels(path: str | Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:

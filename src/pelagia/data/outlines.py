@@ -33,9 +33,9 @@ def bridge(rings: Sequence[Float]) -> Float:
         best: tuple[float, int, int, int] | None = None
         for k, ring in enumerate(rest):
             distance = ((joined[:, None] - ring[None]) ** 2).sum(axis=2)
-            i, j = np.unravel_index(int(distance.argmin()), distance.shape)
+            i, j = divmod(int(distance.argmin()), len(ring))
             if best is None or distance[i, j] < best[0]:
-                best = (float(distance[i, j]), k, int(i), int(j))
+                best = (float(distance[i, j]), k, i, j)
         assert best is not None
         _, k, i, j = best
         ring = rest.pop(k)

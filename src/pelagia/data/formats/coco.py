@@ -19,7 +19,7 @@ from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
 from pelagia.core.files import read_json
 from pelagia.core.oriented import OrientedConvention
-from pelagia.core.types import Category, Float
+from pelagia.core.types import Category, Float, Task
 from pelagia.data.dataset import Dataset
 from pelagia.data.formats.common import Collector, Place, ReadOptions, number, numbers
 from pelagia.data.formats.find import ImageFinder
@@ -31,19 +31,64 @@ __all__ = ["ANGLES", "flip_partners", "read", "sniff"]
 #: Unit and direction of an angle in a file.
 ANGLES = ("rad-cw", "rad-ccw", "deg-cw", "deg-ccw")
 
-_IMAGE_KEYS = {"id", "file_name", "filename", "width", "height"}
+_SPLITS = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
+
+#: Words in a file's name that tell which task it serves.
+_HINTS: dict[Task, tuple[str, ...]] = {
+    "detect": ("detect", "boxes", "bbox", "horizontal", "instances"),
+    "oriented": ("oriented", "obb", "rotated"),
+    "instance": ("instance", "segm"),
+    "keypoints": ("keypoints",),
+}
+
 _ANNOTATION_KEYS = {"id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "ignore", "difficult"}
 _ANNOTATION_KEYS |= {"keypoints", "num_keypoints"}
 
 
 def sniff(path: Path) -> float:
     """0 to 1: how much `path` looks like COCO JSON. Only the name and the first bytes are looked at."""
-    if not path.is_file() or path.suffix.lower() != ".json":
+    if path.is_dir():
+        return 0.85 if _json_in(path) else 0.0
+    if path.suffix.lower() != ".json":
         return 0.0
     with open(path, "rb") as stream:
         head = stream.read(65536)
     keys = (b'"images"', b'"annotations"', b'"annotation"', b'"categories"')
     return 0.9 if any(key in head for key in keys) else 0.2 if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" else 0.0
+
+
+def _json_in(folder: Path) -> list[Path]:
+    """COCO files of a folder: `annotations.json` alone if it is there, else all in it, in `annotations`, or in split folders."""
+    if (folder / "annotations.json").is_file():
+        return [folder / "annotations.json"]
+    for places in ((folder,), (folder / "annotations",), tuple(folder / name for name in _SPLITS)):
+        found = [file for place in places if place.is_dir() for file in sorted(place.glob("*.json")) if sniff(file) >= 0.9]
+        if found:
+            return found
+    return []
+
+
+def _choose(folder: Path, task: Task | None) -> dict[str, Path]:
+    """Split -> file: one file for each split, or the one file that fits the task by its name ("" = no split)."""
+    files = _json_in(folder)
+    if len(files) == 1:
+        return {"": files[0]}
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        words = set(file.stem.replace("-", "_").lower().split("_")) | {file.parent.name.lower()}
+        words |= {word.rstrip("0123456789") for word in words}
+        splits.setdefault(next((name for key, name in _SPLITS.items() if key in words), ""), []).append(file)
+    fitting = {}
+    for split, group in splits.items():
+        hints = _HINTS.get(task or "detect", ())
+        best = [file for hint in hints for file in group if hint in file.stem.lower()] if len(group) > 1 else group
+        if len(group) > 1 and (task is None or not best):
+            names = ", ".join(file.name for file in files[:12])
+            raise FormatError(f"several annotation files could be meant: {names}; name one, or state the task", where=folder)
+        fitting[split] = best[0]
+    if not fitting:
+        raise FormatError("no COCO JSON in this folder", where=folder)
+    return fitting
 
 
 @dataclass(slots=True)
@@ -53,6 +98,7 @@ class _State:
     angle: OrientedConvention | None
     labels: dict[int, int]  # category id -> label, or -1 - k for the k-th ignored category
     rows: dict[Any, int] = field(default_factory=dict)  # image id as stated -> index
+    splits: dict[str, list[int]] = field(default_factory=dict)
     ids: set[int] = field(default_factory=set)
     box_areas: int = 0  # outlines whose stated area is that of the box though the outline's differs
     outlines: int = 0
@@ -61,7 +107,7 @@ class _State:
 
 
 def read(path: Path, options: ReadOptions) -> Dataset:
-    """The data set in a COCO JSON file.
+    """The data set in a COCO JSON file, or in a folder with one, or with one for each split.
 
     Images are looked for in `options.images`, beside the file, and in folders named `images` or after the split. Images that are
     missing stay, with a finding: scoring needs their labels only. The task is `oriented` if a box has five numbers, else
@@ -70,16 +116,40 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     Raises:
         FormatError: not COCO, an entry is malformed, or 5-number boxes without `options.angle`.
     """
-    document = read_json(path)
-    if not isinstance(document, dict):
-        raise FormatError("not a COCO file: expected a JSON object with images, annotations and categories", where=path)
     if options.angle is not None and options.angle not in ANGLES:
         raise OptionError(f"angle must be one of {', '.join(ANGLES)}, got {options.angle!r}")
-    categories = _categories(document, path)
-    out = Collector.of(path.parent, "coco", categories, options.ignore_categories)
-    labels = {category.id: label for label, category in enumerate(out.categories)}
-    labels |= {category.id: -1 - k for k, category in enumerate(out.ignored)}
-    state = _State(path, out, cast("OrientedConvention | None", options.angle), labels)
+    files = _choose(path, options.task) if path.is_dir() else {"": path}
+    out: Collector | None = None
+    splits: dict[str, list[int]] = {}
+    state = None
+    oriented = False
+    for split, file in files.items():
+        document = read_json(file)
+        if not isinstance(document, dict):
+            raise FormatError("not a COCO file: expected a JSON object with images, annotations and categories", where=file)
+        categories = _categories(document, file)
+        if out is None:
+            root = path if path.is_dir() else path.parent
+            first, out = categories, Collector.of(root, "coco", categories, options.ignore_categories)
+        elif [(c.id, c.name) for c in categories] != [(c.id, c.name) for c in first]:
+            raise FormatError("the splits have different categories; open one of their files", where=file)
+        labels = {category.id: label for label, category in enumerate(out.categories)}
+        labels |= {category.id: -1 - k for k, category in enumerate(out.ignored)}
+        state = _State(file, out, cast("OrientedConvention | None", options.angle), labels)
+        _read_document(document, state, options)
+        oriented = oriented or state.oriented > 0
+        for name, rows in state.splits.items():
+            splits.setdefault(name, []).extend(rows)
+        if split:
+            splits.setdefault(split, []).extend(state.rows.values())
+    assert out is not None
+    if len(files) > 1:
+        out.renumber()
+    return out.finish("oriented" if oriented else "detect", splits)
+
+
+def _read_document(document: Mapping[str, Any], state: _State, options: ReadOptions) -> None:
+    out, path = state.out, state.path
     _read_images(_list(document, "images", path), state, options)
     entries = document.get("annotations")
     if entries is None and "annotation" in document:
@@ -90,9 +160,10 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise FormatError(f"annotations[{position}] must be an object", where=path)
+        if "segments_info" in entry:
+            raise FormatError("this is a panoptic COCO file, which is not read; open the boxes or the semantic masks", where=path)
         _read_annotation(entry, position, state)
     _closing_notes(state)
-    return out.finish("oriented" if state.oriented else "detect")
 
 
 def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
@@ -168,6 +239,9 @@ def _read_images(entries: list[Any], state: _State, options: ReadOptions) -> Non
         whole = isinstance(identity, int) and not isinstance(identity, bool)
         strange_ids += not whole
         state.rows[identity] = state.out.add_image(name, file, size, identity if whole else None)
+        membership = entry.get("split", [])
+        for split in [membership] if isinstance(membership, str) else membership:
+            state.splits.setdefault(str(split), []).append(state.rows[identity])
     if strange_ids:
         state.out.note("warning", "image.id", "image ids are not whole numbers; numbered from 1", state.path, strange_ids)
     if missing:

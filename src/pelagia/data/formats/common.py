@@ -191,6 +191,12 @@ class Collector:
             self.note("info", "image.name", f"image name {name!r} is not a plain relative path; called {tame!r}", self.root)
         return tame
 
+    def renumber(self) -> None:
+        """Number the images from 1 if two have the same id, as in data of several files."""
+        if len(set(self.image_ids)) < len(self.image_ids):
+            self.note("info", "image.id", "files share image ids; the images are numbered from 1", self.root)
+            self.image_ids = list(range(1, len(self.image_ids) + 1))
+
     def size_of(self, file: Path) -> tuple[int, int] | None:
         """Width and height of an image file, EXIF applied; None, with a finding, if it is missing or broken."""
         try:

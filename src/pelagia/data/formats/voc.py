@@ -1,9 +1,9 @@
 """Pascal VOC XML, one file per image, also with roLabelImg's rotated boxes.
 
 Pixels are numbered from 1 and both ends belong to the box (Everingham et al., "The Pascal Visual Object Classes Challenge",
-2010): xmin, xmax stand for the continuous interval [xmin - 1, xmax]. Many tools write 0-based edges instead, [xmin, xmax]; `voc_offset`
-states which, or judges by the numbers. A rotated box (`robndbox`) is cx, cy, w, h in continuous pixels and an angle in radians,
-clockwise.
+2010): xmin, xmax stand for the continuous interval [xmin - 1, xmax]. Many tools write 0-based edges instead, [xmin, xmax];
+`voc_offset` states which, or judges by the numbers. A rotated box (`robndbox`) is cx, cy, w, h in continuous pixels and an angle
+in radians, clockwise.
 """
 
 from __future__ import annotations
@@ -265,12 +265,10 @@ def _xml(dataset: Dataset, index: int, name: str, oriented: Float | None, offset
             "    <pose>Unspecified</pose>\n    <truncated>0</truncated>",
             f"    <difficult>{int(flat.difficult[row] or region)}</difficult>",
         ]
+        x1, y1, x2, y2 = flat.boxes[row].tolist()
+        tag, values = "bndbox", {"xmin": x1 + offset, "ymin": y1 + offset, "xmax": x2, "ymax": y2}
         if oriented is not None:
-            keys, values = ("cx", "cy", "w", "h", "angle"), oriented[row].tolist()
-            tag = "robndbox"
-        else:
-            x1, y1, x2, y2 = flat.boxes[row].tolist()
-            keys, values, tag = ("xmin", "ymin", "xmax", "ymax"), [x1 + offset, y1 + offset, x2, y2], "bndbox"
-        inner = "".join(f"<{key}>{decimal(value)}</{key}>" for key, value in zip(keys, values, strict=True))
+            tag, values = "robndbox", dict(zip(("cx", "cy", "w", "h", "angle"), oriented[row].tolist(), strict=True))
+        inner = "".join(f"<{key}>{decimal(value)}</{key}>" for key, value in values.items())
         rows += [f"    <{tag}>{inner}</{tag}>", "  </object>"]
     return "\n".join([*rows, "</annotation>"]) + "\n"

@@ -43,6 +43,8 @@ def sniff(path: Path) -> float:
     if path.is_dir():
         if _yaml_in(path) is not None:
             return 0.9
+        if sum(sniff(file) >= 0.9 for file in path.glob("*.y*ml")) > 1:
+            return 0.6
         return 0.7 if (path / "labels").is_dir() and next((path / "labels").rglob("*.txt"), None) is not None else 0.0
     if path.suffix.lower() in (".yaml", ".yml"):
         text = path.read_bytes()[:65536]
@@ -132,6 +134,9 @@ def _source(path: Path, options: ReadOptions) -> _Source:
         found = _yaml_in(path)
         if found is not None:
             return _yaml_source(found, options)
+        several = sorted(file.name for file in path.glob("*.y*ml") if sniff(file) >= 0.9)
+        if len(several) > 1:
+            raise FormatError(f"several YAML files could be meant: {', '.join(several)}; name one", where=path)
         folder = options.images or (path / "images" if (path / "images").is_dir() else path)
         parts = {s: folder / s for s in _SPLITS if (folder / s).is_dir()}
         splits = {_split_name(s): image_files(part) for s, part in parts.items()} or {"": image_files(folder)}

@@ -25,8 +25,8 @@ def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Finding]:
     """Write `dataset` to the folder `out`: `images/`, `labels/`, `data.yaml`, list files of the splits, and `categories.json`.
 
     The rows follow the data's task: boxes (cut at the image's border), polygons (parts joined by bridges), corners of oriented
-    boxes, or boxes with keypoints. Every image gets a label file, background an empty one. Class numbers are positions in the list of
-    classes.
+    boxes, or boxes with keypoints. Every image gets a label file, background an empty one. Class numbers are positions in the
+    list of classes.
     """
     losses = Losses(out)
     names = unique_stems(dataset.names, losses)
