@@ -330,14 +330,15 @@ def iou(a: Sequence[MaskCrop], b: Sequence[MaskCrop], crowd: Mask | None = None)
     if not len(a) or not len(b):
         return result
     area_a, area_b = (np.array([crop.area for crop in crops], dtype=np.float64) for crops in (a, b))
-    box_a, box_b = _windows(a), _windows(b)
-    low, high = np.maximum(box_a[:, None, :2], box_b[None, :, :2]), np.minimum(box_a[:, None, 2:], box_b[None, :, 2:])
-    for i, j in zip(*np.nonzero((low < high).all(axis=2)), strict=True):
-        (x1, y1), (x2, y2) = low[i, j].tolist(), high[i, j].tolist()
-        first, second = a[i], b[j]
-        part_a = first.bitmap[y1 - first.y : y2 - first.y, x1 - first.x : x2 - first.x]
-        part_b = second.bitmap[y1 - second.y : y2 - second.y, x1 - second.x : x2 - second.x]
-        result[i, j] = np.count_nonzero(part_a & part_b)
+    windows = _windows(b)
+    for i, (first, window) in enumerate(zip(a, _windows(a), strict=True)):
+        low, high = np.maximum(window[:2], windows[:, :2]), np.minimum(window[2:], windows[:, 2:])
+        for j in np.flatnonzero((low < high).all(axis=1)).tolist():
+            (x1, y1), (x2, y2) = low[j].tolist(), high[j].tolist()
+            second = b[j]
+            part_a = first.bitmap[y1 - first.y : y2 - first.y, x1 - first.x : x2 - first.x]
+            part_b = second.bitmap[y1 - second.y : y2 - second.y, x1 - second.x : x2 - second.x]
+            result[i, j] = np.count_nonzero(part_a & part_b)
     union = area_a[:, None] + area_b[None, :] - result
     if crowd is not None:
         union = np.where(np.asarray(crowd, dtype=np.bool_)[None, :], area_a[:, None], union)
