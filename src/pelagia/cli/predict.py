@@ -23,7 +23,7 @@ def predict(
     images: Annotated[list[str], Parameter(negative=())],
     /,
     *,
-    options: Annotated[PredictOptions, Parameter(name="*")] = PredictOptions(),  # noqa: B008 (frozen)
+    options: Annotated[PredictOptions, Parameter(name="*")] = PredictOptions(),
     out: Path = Path("predictions"),
     draw: bool = True,
     device: str = "auto",

@@ -186,7 +186,7 @@ def relative_names(paths: Sequence[Path]) -> list[str]:
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
-    """Names of annotated pictures: the images' own with the ending .jpg; the old ending stays before it where two would be one."""
+    """Names of annotated pictures: the images' own with the ending .jpg; the old ending stays where two would be one."""
     short = [PurePosixPath(name).with_suffix(".jpg").as_posix() for name in names]
     seen = Counter(short)
     return [stem if seen[stem] == 1 else f"{name}.jpg" for name, stem in zip(names, short, strict=True)]
