@@ -2,8 +2,8 @@
 
 Task-aligned assignment (Feng et al., "TOOD", ICCV 2021, arXiv:2108.07755, section 3.2): a cell inside an object has the alignment
 t = s^alpha * u^beta of its class score s and its overlap u with the object; the `topk` best cells of each object are positive.
-Everything is flat: K pairs (object, cell) over the batch, no padding to the fullest image, no loop over images, and only sorts and
-maxima, whose result does not depend on the order of execution.
+Everything is flat: K pairs (object, cell) over the batch, no padding to the fullest image, no loop over images, and only sorts
+and maxima, whose result does not depend on the order of execution.
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], ModelCard, dict[str, Any]
             f"this is not a safetensors file, or it is cut short ({error}); copy it again from where it came", where=path
         ) from error
     if CARD_KEY not in metadata:
-        raise CheckpointError("a safetensors file, but without the card of a Pelagia model; expected one written here", where=path)
+        raise CheckpointError(
+            "a safetensors file, but without the card of a Pelagia model; expected one written here", where=path
+        )
     card = ModelCard.from_json(metadata[CARD_KEY], where=str(path))
     try:
         state = json.loads(metadata[STATE_KEY]) if STATE_KEY in metadata else None

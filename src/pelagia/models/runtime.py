@@ -29,7 +29,7 @@ class TorchRuntime:
 
     def __init__(self, model: Model, *, device: torch.device | str | None = None) -> None:
         self.device = next(model.parameters()).device if device is None else torch.device(device)
-        self.model = fuse(model).to(device=self.device, memory_format=torch.channels_last)
+        self.model = fuse(model).to(self.device).to(memory_format=torch.channels_last)
 
     @property
     def card(self) -> ModelCard:

@@ -37,7 +37,8 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v)  # [B, h, N, d]
         mixed = mixed.transpose(2, 3).reshape(batch, channels, height, width)
         values = v.transpose(2, 3).reshape(batch, channels, height, width)
-        return self.project(mixed + self.position(values))  # type: ignore[no-any-return]
+        out: Tensor = self.project(mixed + self.position(values))
+        return out
 
 
 class PSABlock(nn.Module):
@@ -50,7 +51,8 @@ class PSABlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(x)
-        return x + self.feed(x)  # type: ignore[no-any-return]
+        out: Tensor = x + self.feed(x)
+        return out
 
 
 class C2PSA(nn.Module):
@@ -65,4 +67,5 @@ class C2PSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bypass, attended = self.enter(x).chunk(2, dim=1)
-        return self.join(torch.cat((bypass, self.blocks(attended)), dim=1))  # type: ignore[no-any-return]
+        out: Tensor = self.join(torch.cat((bypass, self.blocks(attended)), dim=1))
+        return out

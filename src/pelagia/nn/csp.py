@@ -24,7 +24,8 @@ class Bottleneck(nn.Module):
         self.second = ConvNormAct(hidden, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(self.first(x))
+        out: Tensor = x + self.second(self.first(x))
+        return out
 
 
 class C3k(nn.Module):
@@ -39,7 +40,8 @@ class C3k(nn.Module):
         self.blocks = nn.Sequential(*(Bottleneck(hidden, hidden) for _ in range(depth)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.join(torch.cat((self.blocks(self.enter(x)), self.bypass(x)), dim=1))  # type: ignore[no-any-return]
+        out: Tensor = self.join(torch.cat((self.blocks(self.enter(x)), self.bypass(x)), dim=1))
+        return out
 
 
 class C3k2(nn.Module):
@@ -59,7 +61,8 @@ class C3k2(nn.Module):
         parts = list(self.enter(x).chunk(2, dim=1))
         for block in self.blocks:
             parts.append(block(parts[-1]))
-        return self.join(torch.cat(parts, dim=1))  # type: ignore[no-any-return]
+        out: Tensor = self.join(torch.cat(parts, dim=1))
+        return out
 
 
 class SPPF(nn.Module):
@@ -75,4 +78,5 @@ class SPPF(nn.Module):
         parts = [self.enter(x)]
         for _ in range(3):
             parts.append(F.max_pool2d(parts[-1], 5, stride=1, padding=2))
-        return self.join(torch.cat(parts, dim=1))  # type: ignore[no-any-return]
+        out: Tensor = self.join(torch.cat(parts, dim=1))
+        return out

@@ -7,7 +7,8 @@ architectural enhancements", 2024, arXiv:2410.17725) and the names and shapes of
     images -> stem and four stages (P3, P4, P5 at strides 8, 16, 32) -> pooling and attention on P5 -> PANet -> head per level
 
 A cell answers with class logits and with four distributions over the distances to the sides of the box, in strides; the oriented
-head adds an angle. `pelagia.decode.grids` states the outputs. Published weights: Ultralytics, AGPL-3.0 (`models.foreign` reads them).
+head adds an angle. `pelagia.decode.grids` states the outputs. Published weights: Ultralytics, AGPL-3.0
+(`models.foreign` reads them).
 """
 
 from __future__ import annotations
@@ -158,19 +159,26 @@ class Head(nn.Module):
     def set_priors(self, input_size: tuple[int, int]) -> None:
         """First biases: rare objects, boxes of a few strides, a tilted angle."""
         for level, stride in enumerate(STRIDES):
-            last = self.classes[level][-1]
+            classes = _last_bias(self.classes[level])
             cells = input_size[0] * input_size[1] / stride**2
-            chance = min(_PRIOR_OBJECTS / (len(last.bias) * cells), 0.1)
-            last.bias.fill_(math.log(chance / (1 - chance)))
-            bias = self.sides[level][-1].bias.view(4, -1)
-            bias.copy_(-torch.arange(bias.shape[1], dtype=bias.dtype) / _PRIOR_DISTANCE)
+            chance = min(_PRIOR_OBJECTS / (len(classes) * cells), 0.1)
+            classes.fill_(math.log(chance / (1 - chance)))
+            sides = _last_bias(self.sides[level]).view(4, -1)
+            sides.copy_(-torch.arange(sides.shape[1], dtype=sides.dtype) / _PRIOR_DISTANCE)
             if self.angles is not None:
                 share = _PRIOR_ANGLE / math.pi + 0.25
-                self.angles[level][-1].bias.fill_(math.log(share / (1 - share)))
+                _last_bias(self.angles[level]).fill_(math.log(share / (1 - share)))
 
 
 def _plain_branch(channels: int, width: int, out: int) -> nn.Sequential:
     return nn.Sequential(ConvNormAct(channels, width, 3), ConvNormAct(width, width, 3), nn.Conv2d(width, out, 1))
+
+
+def _last_bias(branch: nn.Module) -> Tensor:
+    assert isinstance(branch, nn.Sequential)
+    bias = branch[-1].bias
+    assert isinstance(bias, Tensor)
+    return bias
 
 
 def _over_cells(branches: nn.ModuleList, levels: tuple[Tensor, ...]) -> Tensor:
@@ -229,7 +237,8 @@ class YOLO11(Model):
         grids_of(images.shape[2], images.shape[3], STRIDES)
         p3, p4, p5 = self.backbone(images)
         levels = self.neck(p3, p4, self.attend(self.pool(p5)))
-        return self.head(*levels)  # type: ignore[no-any-return]
+        out: dict[str, Tensor] = self.head(*levels)
+        return out
 
     def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """`box`, `class`, `distance` and, oriented, `angle`, each a sum over the batch over the sum of soft targets."""
@@ -239,7 +248,7 @@ class YOLO11(Model):
         cells = scores.shape[2]
         grids = grids_of_count(cells, self.card.input_size, STRIDES)
         centres, strides = cell_centres(grids, scores.device, scores.dtype)
-        sides = raw["boxes"].transpose(1, 2).unflatten(2, (4, -1))  # [B, A, 4, R]
+        sides = raw["boxes"].transpose(1, 2).reshape(scores.shape[0], cells, 4, -1)  # [B, A, 4, R]
         angles = raw["angles"][:, 0] if "angles" in raw else None  # [B, A]
 
         oriented = self.card.task == "oriented"
