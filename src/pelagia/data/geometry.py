@@ -25,10 +25,28 @@ from pelagia.core import oriented as oriented_boxes
 from pelagia.core.image import warp
 from pelagia.core.types import Category, Float, Instances, Int, Mask, MaskCrop
 
-__all__ = ["Keep", "Window", "chain", "follow", "hide", "invert", "join", "keeps_axes", "move_points", "tight_crop", "warp_mask"]
+__all__ = [
+    "IDENTITY",
+    "Keep",
+    "Window",
+    "chain",
+    "follow",
+    "hide",
+    "invert",
+    "join",
+    "keeps_axes",
+    "mirror_keypoints",
+    "move_points",
+    "tight_crop",
+    "warp_mask",
+]
 
 #: x1, y1, x2, y2 in whole pixels.
 Window = tuple[int, int, int, int]
+
+#: [2, 3], the map that moves nothing.
+IDENTITY: Float = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+IDENTITY.setflags(write=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +174,17 @@ def hide(truth: Instances, window: Window, keep: Keep) -> Instances:
     return _forget_keypoints(result, window)
 
 
+def mirror_keypoints(keypoints: Float, labels: Int, categories: Sequence[Category]) -> Float:
+    """[N, K, 3] with the points exchanged that `Category.flip` names as each other's mirror image."""
+    result = keypoints.copy()
+    for label in np.unique(labels):
+        flip = categories[label].flip if label < len(categories) else ()
+        if len(flip):
+            rows = np.flatnonzero(labels == label)
+            result[rows, : len(flip)] = keypoints[rows][:, list(flip)]
+    return result
+
+
 def _shift(x: float, y: float) -> Float:
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y]])
 
@@ -177,13 +206,7 @@ def _move_keypoints(keypoints: Float, labels: Int, matrix: Float, window: Window
     result = keypoints.copy()
     result[..., :2] = move_points(keypoints[..., :2], matrix)
     if np.linalg.det(matrix[:, :2]) < 0:
-        for label in np.unique(labels):
-            flip = categories[label].flip if label < len(categories) else ()
-            if len(flip):
-                rows = np.flatnonzero(labels == label)
-                order = np.arange(result.shape[1])
-                order[: len(flip)] = flip
-                result[rows] = result[rows][:, order]
+        result = mirror_keypoints(result, labels, categories)
     x, y = result[..., 0], result[..., 1]
     outside = (x < window[0]) | (x > window[2]) | (y < window[1]) | (y > window[3])
     result[outside | (result[..., 2] == 0)] = 0.0

@@ -163,7 +163,7 @@ def radiolarian(rng: np.random.Generator, half: float) -> Shape:
     for angle in np.arange(9) * 2 * np.pi / 9 + turn:
         x, y = 0.44 * np.cos(angle), 0.44 * half * np.sin(angle)
         strokes.append(Stroke(_ellipse(x, y, 0.05, 0.05, 10), 0.0, 0.25))
-    return Shape(strokes)
+    return Shape(strokes, head=(0.58, 0.0), tail=(-0.58, 0.0))
 
 
 def polychaete(rng: np.random.Generator, half: float) -> Shape:

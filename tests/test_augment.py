@@ -1,0 +1,482 @@
+"""Augmentation against the definition: truth follows the pixels, tested on the warped pixels themselves and with shapely."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from shapely import affinity
+from shapely.geometry import Polygon, box
+
+from pelagia.core import masks as mask_crops
+from pelagia.core import oriented as oriented_boxes
+from pelagia.core.types import Category, Float, Instances, MaskCrop
+from pelagia.data import colour, mosaic
+from pelagia.data.augment import FILL, AugmentOptions, augment, evaluation_sample, random_affine, transformed_sample
+from pelagia.data.geometry import IDENTITY, Keep, chain, follow, hide, invert, join, keeps_axes, move_points
+from pelagia.data.mix import cut_in, mix, paste_objects
+from pelagia.data.sample import Sample
+from pelagia.errors import OptionError
+
+ALL = Keep(0.0, 0.0)
+FISH = Category(1, "fish", keypoints=("left", "right", "nose"), flip=(1, 0, 2))
+STILL = dict.fromkeys(("flip_lr", "flip_ud", "scale", "translate", "hsv_h", "hsv_s", "hsv_v", "blur", "noise", "mosaic"), 0.0)
+
+
+class Pictures:
+    """Dark images with bright rectangles, their exact truth, and nothing else."""
+
+    categories = (FISH,)
+
+    def __init__(self, count: int = 6, *, size: tuple[int, int] = (120, 90), channels: int = 3, masks: bool = True) -> None:
+        self.names = [f"{index}.png" for index in range(count)]
+        self.items = [_picture(np.random.default_rng(index), size, channels, masks) for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def image(self, index: int, /) -> NDArray[np.uint8]:
+        return self.items[index][0]
+
+    def truth(self, index: int, /, *, masks: bool = False) -> Instances:
+        truth = self.items[index][1]
+        return truth if masks else truth.replace(masks=None)
+
+
+def _picture(rng: np.random.Generator, size: tuple[int, int], channels: int, masks: bool) -> tuple[NDArray[np.uint8], Instances]:
+    width, height = size
+    image = np.zeros((height, width, channels), dtype=np.uint8)
+    boxes, crops = [], []
+    for row in range(2):
+        for column in range(3):
+            cell_x, cell_y = column * width // 3, row * height // 2
+            w, h = (int(value) for value in rng.integers(12, (width // 3 - 12, height // 2 - 12)))
+            x, y = cell_x + int(rng.integers(5, 8)), cell_y + int(rng.integers(5, 8))
+            image[y : y + h, x : x + w] = 200
+            boxes.append([x, y, x + w, y + h])
+            crops.append(MaskCrop(x, y, np.ones((h, w), dtype=np.bool_)))
+    array = np.array(boxes, dtype=np.float64)
+    centre, sides = (array[:, :2] + array[:, 2:]) / 2, array[:, 2:] - array[:, :2]
+    oriented = oriented_boxes.canonical(np.column_stack([centre, sides, np.zeros(len(array))]))
+    points = np.stack([array[:, :2] + 3, array[:, 2:] - 3, centre], axis=1)
+    points = np.concatenate([points, np.full((len(array), 3, 1), 2.0)], axis=2)
+    labels = np.zeros(len(array), dtype=np.int64)
+    return image, Instances(labels, array, oriented, masks=tuple(crops), keypoints=points)
+
+
+def _bright_bounds(image: NDArray[np.uint8], around: Float, margin: int) -> Float:
+    """Bounds of the pixels brighter than half, in the neighbourhood of a box."""
+    x1, y1 = np.clip(np.floor(around[:2]) - margin, 0, None).astype(int)
+    x2, y2 = (np.ceil(around[2:]) + margin).astype(int)
+    rows, columns = np.nonzero(image[y1:y2, x1:x2, 0] > 100)
+    return np.array([x1 + columns.min(), y1 + rows.min(), x1 + columns.max() + 1, y1 + rows.max() + 1], dtype=np.float64)
+
+
+affines = st.builds(
+    lambda angle, zoom, shear, mirror, dx, dy: chain(
+        np.array([[1.0, 0.0, dx], [0.0, 1.0, dy]]),
+        np.array([[zoom * np.cos(angle), -zoom * np.sin(angle), 0.0], [zoom * np.sin(angle), zoom * np.cos(angle), 0.0]]),
+        np.array([[-1.0 if mirror else 1.0, shear, 0.0], [0.0, 1.0, 0.0]]),
+    ),
+    st.floats(-3.1, 3.1),
+    st.floats(0.5, 2.0),
+    st.sampled_from([0.0, 0.2, -0.5]),
+    st.booleans(),
+    st.floats(-60, 60),
+    st.floats(-60, 60),
+)
+
+
+# Truth under a map
+
+
+@settings(max_examples=60, deadline=None)
+@given(affines)
+def test_boxes_and_fractions_agree_with_shapely(matrix: Float) -> None:
+    boxes = np.array([[10.0, 12.0, 40.0, 30.0], [50.0, 5.0, 58.0, 60.0]])
+    truth = Instances(np.array([0, 1]), boxes)
+    window = (0, 0, 100, 80)
+    moved = follow(truth, matrix, (200, 200), window, Keep(0.3, 2.0))
+    expected = []
+    for label, (x1, y1, x2, y2) in enumerate(boxes):
+        shape = affinity.affine_transform(box(x1, y1, x2, y2), [*matrix[:, :2].ravel(), *matrix[:, 2]])
+        bounds = box(*shape.bounds)
+        cut = bounds.intersection(box(*window))
+        low_x, low_y, high_x, high_y = cut.bounds if not cut.is_empty else (0.0, 0.0, 0.0, 0.0)
+        share = cut.area / bounds.area
+        assert abs(share - 0.3) > 1e-9
+        if share > 0.3 and min(high_x - low_x, high_y - low_y) >= 2:
+            expected.append((label, (low_x, low_y, high_x, high_y)))
+    assert moved.labels.tolist() == [label for label, _ in expected]
+    assert moved.boxes is not None
+    np.testing.assert_allclose(moved.boxes, np.array([value for _, value in expected]).reshape(-1, 4), atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(affines, st.floats(-1.5, 1.5))
+def test_oriented_boxes_agree_with_shapely(matrix: Float, angle: float) -> None:
+    truth = Instances(np.array([0]), oriented=oriented_boxes.canonical(np.array([[60.0, 50.0, 30.0, 12.0, angle]])))
+    assert truth.oriented is not None
+    corners = oriented_boxes.to_corners(truth.oriented)[0]
+    parallelogram = Polygon(move_points(corners, matrix))
+    moved = follow(truth, matrix, (200, 200), (-1000, -1000, 1000, 1000), ALL)
+    assert moved.oriented is not None
+    rectangle = Polygon(oriented_boxes.to_corners(moved.oriented)[0])
+    assert rectangle.buffer(1e-6).covers(parallelogram)
+    assert rectangle.area == pytest.approx(parallelogram.minimum_rotated_rectangle.area, rel=1e-6)
+    window = (0, 0, 90, 70)
+    share = rectangle.intersection(box(*window)).area / rectangle.area
+    centre_inside = 0 <= moved.oriented[0, 0] <= 90 and 0 <= moved.oriented[0, 1] <= 70
+    kept = follow(truth, matrix, (200, 200), window, Keep(0.25, 0.0))
+    if abs(share - 0.25) > 1e-6:
+        assert len(kept) == int(share > 0 and (centre_inside or share > 0.25))
+    if len(kept):
+        assert kept.oriented is not None
+        np.testing.assert_allclose(kept.oriented, moved.oriented)  # whole, not cut
+
+
+@settings(max_examples=40, deadline=None)
+@given(affines)
+def test_masks_follow_by_sampling_pixel_centres(matrix: Float) -> None:
+    rng = np.random.default_rng(0)
+    crop = mask_crops.crop_from_bitmap(cv2.GaussianBlur(rng.random((40, 50)), (0, 0), 2.0) > 0.5)
+    truth = Instances(np.array([0]), mask_crops.bounds(crop)[None], masks=(crop,))
+    moved = follow(truth, matrix, (50, 40), (0, 0, 70, 60), ALL)
+    y, x = np.mgrid[0:60, 0:70] + 0.5
+    source = move_points(np.stack([x, y], axis=-1), invert(matrix))
+    column, row = np.floor(source[..., 0]).astype(int), np.floor(source[..., 1]).astype(int)
+    full = mask_crops.paste(crop, 40, 50)
+    inside = (column >= 0) & (column < 50) & (row >= 0) & (row < 40)
+    expected = np.zeros((60, 70), dtype=np.bool_)
+    expected[inside] = full[row[inside], column[inside]]
+    if expected.sum() > 4:
+        assert moved.masks is not None
+        found = mask_crops.paste(moved.masks[0], 60, 70)
+        clear = (np.abs(source - np.rint(source)) > 0.05).all(axis=2)  # OpenCV rounds where it samples to 1/32 px
+        np.testing.assert_array_equal(found[clear], expected[clear])
+        if not keeps_axes(matrix):
+            np.testing.assert_array_equal(moved.boxes, mask_crops.bounds(moved.masks[0])[None])
+
+
+def test_mirroring_exchanges_partner_points_and_only_then() -> None:
+    points = np.array([[[10.0, 10.0, 2.0], [20.0, 10.0, 1.0], [15.0, 30.0, 2.0]]])
+    truth = Instances(np.array([0]), np.array([[5.0, 5.0, 25.0, 35.0]]), keypoints=points)
+    mirror = np.array([[-1.0, 0.0, 100.0], [0.0, 1.0, 0.0]])
+    flipped = follow(truth, mirror, (100, 100), (0, 0, 100, 100), ALL, (FISH,))
+    assert flipped.keypoints is not None
+    np.testing.assert_allclose(flipped.keypoints[0], [[80, 10, 1], [90, 10, 2], [85, 30, 2]])
+    half_turn = np.array([[-1.0, 0.0, 100.0], [0.0, -1.0, 100.0]])
+    turned = follow(truth, half_turn, (100, 100), (0, 0, 88, 100), ALL, (FISH,))
+    assert turned.keypoints is not None
+    np.testing.assert_allclose(turned.keypoints[0], [[0, 0, 0], [80, 90, 1], [85, 70, 2]])  # the first left the window
+
+
+def test_regions_stay_with_their_flags_however_little_is_left() -> None:
+    boxes = np.array([[0.0, 0.0, 100.0, 100.0]] * 4)
+    crowd, ignore, difficult = np.eye(4, dtype=np.bool_)[1:]
+    truth = Instances(np.arange(4), boxes, areas=np.ones(4), crowd=crowd, ignore=ignore, difficult=difficult)
+    moved = follow(truth, np.array([[1.0, 0.0, -95.0], [0.0, 1.0, 0.0]]), (100, 100), (0, 0, 100, 100), Keep(0.2, 2.0))
+    assert moved.labels.tolist() == [1, 2]
+    assert moved.crowd.tolist() == [True, False]
+    assert moved.ignore.tolist() == [False, True]
+    assert moved.areas is None
+    np.testing.assert_allclose(moved.box_array, [[0, 0, 5, 100]] * 2)
+
+
+def test_boxes_are_first_cut_at_the_border_of_their_own_image() -> None:
+    truth = Instances(np.array([0]), np.array([[-20.0, -20.0, 10.0, 10.0]]))
+    moved = follow(truth, np.array([[1.0, 0.0, 50.0], [0.0, 1.0, 50.0]]), (40, 40), (0, 0, 200, 200), ALL)
+    np.testing.assert_allclose(moved.box_array, [[50, 50, 60, 60]])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=8, max_size=8))
+def test_hide_leaves_the_bounds_of_what_is_not_covered(numbers: list[int]) -> None:
+    x1, x2 = sorted((numbers[0], numbers[1] + 31))
+    y1, y2 = sorted((numbers[2], numbers[3] + 31))
+    window = (min(numbers[4:6]), min(numbers[6:8]), max(numbers[4:6]) + 30, max(numbers[6:8]) + 30)
+    bitmap = np.zeros((62, 62), dtype=np.bool_)
+    bitmap[y1:y2, x1:x2] = True
+    before = bitmap.sum()
+    plain = Instances(np.array([0]), np.array([[x1, y1, x2, y2]], dtype=np.float64))
+    masked = plain.replace(masks=(mask_crops.crop_from_bitmap(bitmap),))
+    bitmap[window[1] : window[3], window[0] : window[2]] = False
+    expected = bitmap.sum() / before >= 0.4
+    for truth in (plain, masked):
+        left = hide(truth, window, Keep(0.4, 0.0))
+        assert len(left) == int(expected)
+        if expected:
+            np.testing.assert_allclose(left.box_array[0], mask_crops.bounds(mask_crops.crop_from_bitmap(bitmap)))
+
+
+def test_join_lets_parts_without_objects_lack_fields() -> None:
+    full = Instances(np.array([0]), np.array([[0.0, 0.0, 4.0, 4.0]]), masks=(MaskCrop(0, 0, np.ones((4, 4), bool)),))
+    assert len(join([Instances.empty(), full, Instances.empty()])) == 1
+    assert len(join([Instances.empty(), Instances.empty()])) == 0
+
+
+# Samples
+
+
+@pytest.mark.parametrize("rotate", [0.0, 25.0])
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+def test_truth_lies_on_the_pixels(rotate: float, masks: bool, mosaic: float) -> None:
+    options = AugmentOptions(
+        **{**STILL, "flip_lr": 0.5, "flip_ud": 0.5, "quarter_turn": 0.5, "scale": 0.3, "translate": 0.1, "mosaic": mosaic},
+        rotate_deg=rotate,
+        shear_deg=rotate / 4,
+        min_visible=0.6,
+        min_side_px=6,
+    )
+    data = Pictures()
+    checked = 0
+    for index in range(12):
+        sample = augment(data, index % 6, np.random.default_rng(index), options, (160, 192), masks=masks, fill=0)
+        assert sample.image.shape == (160, 192, 3)
+        assert sample.truth.masks is None or masks
+        truth = sample.truth
+        assert truth.oriented is not None
+        boxes = truth.box_array
+        for row in range(len(truth)):
+            x1, y1, x2, y2 = boxes[row]
+            assert 0 <= x1 < x2 <= 192
+            assert 0 <= y1 < y2 <= 160
+            if masks:
+                assert truth.masks is not None
+                crop = truth.masks[row]
+                np.testing.assert_allclose(mask_crops.bounds(crop), boxes[row], atol=1.01)
+                inner = cv2.erode(np.pad(crop.bitmap, 1).astype(np.uint8), np.ones((5, 5), np.uint8))[1:-1, 1:-1] > 0
+                rows, columns = crop.bitmap.shape
+                pixels = sample.image[crop.y : crop.y + rows, crop.x : crop.x + columns, 0]
+                assert (pixels[inner] == 200).all()
+            touches = x1 < 2 or y1 < 2 or x2 > 190 or y2 > 158
+            if not touches and not rotate:
+                np.testing.assert_allclose(_bright_bounds(sample.image, boxes[row], 2), boxes[row], atol=1.01)
+                checked += 1
+    assert rotate or checked > 20
+
+
+def test_sheared_oriented_boxes_hold_their_pixels() -> None:
+    options = AugmentOptions(**STILL, rotate_deg=40, shear_deg=10)
+    sample = augment(Pictures(), 0, np.random.default_rng(1), options, (256, 256), masks=True, fill=0)
+    truth = sample.truth
+    assert truth.oriented is not None
+    assert truth.masks is not None
+    for row in range(len(truth)):
+        outline = Polygon(oriented_boxes.to_corners(truth.oriented[row : row + 1])[0])
+        ys, xs = np.nonzero(truth.masks[row].bitmap)
+        points = np.column_stack([xs + truth.masks[row].x + 0.5, ys + truth.masks[row].y + 0.5])
+        held = sum(outline.buffer(0.1).covers(Polygon(point + np.array([[-0.01, 0], [0.01, 0], [0, 0.01]]))) for point in points)
+        assert held == len(points)
+
+
+def test_a_sample_is_a_pure_function_and_leaves_the_sources_alone() -> None:
+    data = Pictures()
+    before = [item[0].copy() for item in data.items]
+    options = AugmentOptions(mixup=0.5, cutmix=0.5, copy_paste=0.5, blur=0.5, noise=0.5, rotate_deg=10)
+    first, second = (augment(data, 2, np.random.default_rng(9), options, (96, 96), masks=True) for _ in range(2))
+    np.testing.assert_array_equal(first.image, second.image)
+    np.testing.assert_array_equal(first.truth.box_array, second.truth.box_array)
+    assert (first.name, first.index) == ("2.png", 2)
+    other = augment(data, 2, np.random.default_rng(10), options, (96, 96), masks=True)
+    assert not np.array_equal(first.image, other.image)
+    for image, item in zip(before, data.items, strict=True):
+        np.testing.assert_array_equal(image, item[0])
+
+
+def test_fetch_replaces_reading() -> None:
+    data = Pictures(2)
+    asked: list[int] = []
+
+    def fetch(index: int) -> tuple[NDArray[np.uint8], Instances]:
+        asked.append(index)
+        return data.image(index), data.truth(index)
+
+    augment(data, 1, np.random.default_rng(0), AugmentOptions(), (64, 64), fetch=fetch)
+    assert len(asked) == 4
+    assert 1 in asked
+
+
+def test_every_source_is_warped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    real = mosaic.warp
+
+    def counted(*args: object, **kwargs: object) -> object:
+        calls.append(args[0])
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mosaic, "warp", counted)
+    for seed in range(5):
+        calls.clear()
+        augment(Pictures(4), 0, np.random.default_rng(seed), AugmentOptions(rotate_deg=20, shear_deg=5, scale=0.5), (96, 96))
+        assert 1 <= len(calls) <= 4
+
+
+def test_without_changes_a_sample_is_the_letterbox_of_prediction() -> None:
+    data = Pictures()
+    sample = augment(data, 0, np.random.default_rng(0), AugmentOptions(**STILL), (128, 160), masks=True)
+    expected, frame = evaluation_sample(data, 0, (128, 160), masks=True)
+    np.testing.assert_array_equal(sample.image[6:-6, 1:-1], expected.image[6:-6, 1:-1])
+    np.testing.assert_allclose(sample.truth.box_array, expected.truth.box_array)
+    np.testing.assert_allclose(frame.boxes(expected.truth.box_array), data.truth(0).box_array)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (1, np.uint16), (3, np.uint16)])
+def test_grey_and_deep_images_keep_their_type(channels: int, dtype: type) -> None:
+    data = Pictures(3, channels=channels)
+    data.items = [(image.astype(dtype) * (257 if dtype is np.uint16 else 1), truth) for image, truth in data.items]
+    options = AugmentOptions(blur=1.0, noise=1.0, mixup=0.5, cutmix=1.0, copy_paste=1.0)
+    sample = augment(data, 0, np.random.default_rng(3), options, (64, 96), masks=True)
+    assert sample.image.shape == (64, 96, 3)
+    assert sample.image.dtype == dtype
+    assert len(np.unique(sample.image)) > 20
+
+
+def test_images_without_objects_give_samples_without_objects() -> None:
+    data = Pictures(3)
+    data.items = [(image, Instances.empty()) for image, _ in data.items]
+    sample = augment(
+        data, 0, np.random.default_rng(0), AugmentOptions(mixup=1.0, cutmix=1.0, copy_paste=1.0), (64, 64), masks=True
+    )
+    assert len(sample.truth) == 0
+
+
+def test_the_affine_is_the_identity_without_changes_and_stays_in_its_ranges() -> None:
+    np.testing.assert_allclose(random_affine(np.random.default_rng(0), AugmentOptions(**STILL), (64, 48)), IDENTITY, atol=1e-12)
+    for seed in range(50):
+        matrix = random_affine(np.random.default_rng(seed), AugmentOptions(**{**STILL, "scale": 0.4}, rotate_deg=15), (64, 48))
+        zoom = np.sqrt(np.linalg.det(matrix[:, :2]))
+        assert 0.6 <= zoom <= 1.4
+        assert abs(np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0]))) <= 15
+        np.testing.assert_allclose(move_points(np.array([[32.0, 24.0]]), matrix), [[32, 24]])
+
+
+@pytest.mark.parametrize("values", [{"flip_lr": 1.5}, {"scale": 1.0}, {"rotate_deg": -3.0}, {"noise": float("nan")}])
+def test_impossible_options_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match=next(iter(values))):
+        AugmentOptions(**values)
+
+
+def test_a_transform_of_the_user_takes_the_place_of_augment() -> None:
+    data = Pictures()
+
+    def halve(sample: Sample, rng: np.random.Generator) -> Sample:
+        width, height = sample.image.shape[1] // 2, sample.image.shape[0]
+        truth = follow(sample.truth, IDENTITY, (width, height), (0, 0, width, height), Keep())
+        return Sample(sample.image[:, :width], truth, sample.name, sample.index)
+
+    sample = transformed_sample(data, 0, np.random.default_rng(0), halve, (180, 120))
+    np.testing.assert_allclose(sample.truth.box_array, 2 * halve(data_sample(data), np.random.default_rng(0)).truth.box_array)
+    assert sample.image.shape == (180, 120, 3)
+
+
+def data_sample(data: Pictures) -> Sample:
+    return Sample(data.image(0), data.truth(0), "0.png", 0)
+
+
+# Mixing
+
+
+def test_mixup_blends_and_keeps_all_objects() -> None:
+    (image, truth), (other, other_truth) = Pictures(2).items
+    blended, both = mix(image, truth, other, other_truth, np.random.default_rng(0))
+    assert len(both) == len(truth) + len(other_truth)
+    ratio = np.random.default_rng(0).beta(32, 32)
+    assert np.abs(blended - (ratio * image + (1 - ratio) * other)).max() <= 0.5 + 1e-9
+
+
+def test_cutmix_replaces_the_window() -> None:
+    (image, truth), (other, other_truth) = Pictures(2).items
+    window = (30, 20, 90, 70)
+    inner = follow(other_truth, IDENTITY, (120, 90), window, Keep())
+    mixed, both = cut_in(image, truth, other, inner, window, Keep())
+    expected = image.copy()
+    expected[20:70, 30:90] = other[20:70, 30:90]
+    np.testing.assert_array_equal(mixed, expected)
+    assert both.masks is not None
+    for crop, bounds in zip(both.masks, both.box_array, strict=True):
+        np.testing.assert_allclose(mask_crops.bounds(crop), bounds)
+        rows, columns = crop.bitmap.shape
+        assert (mixed[crop.y : crop.y + rows, crop.x : crop.x + columns, 0][crop.bitmap] == 200).all()
+
+
+def test_pasted_objects_carry_their_pixels_and_hide_what_lies_below() -> None:
+    image, truth = Pictures(1).items[0]
+    other, square = np.full_like(image, 90), np.ones((60, 6), dtype=np.bool_)
+    assert truth.boxes is not None
+    x, y = int(truth.boxes[0, 2]) - 3, int(truth.boxes[0, 1])
+    points = np.zeros((1, 3, 3))
+    other_truth = Instances(
+        np.array([0]),
+        np.array([[x, y, x + 6, y + 60]], dtype=np.float64),
+        oriented=np.array([[x + 3.0, y + 30.0, 60.0, 6.0, -np.pi / 2]]),
+        masks=(MaskCrop(x, y, square),),
+        keypoints=points,
+    )
+    pasted = 0
+    for seed in range(8):
+        result, both = paste_objects(image, truth, other, other_truth, np.random.default_rng(seed), Keep())
+        if len(both) == len(truth):
+            np.testing.assert_array_equal(result, image)
+            continue
+        pasted += 1
+        assert (result[y : y + 60, x : x + 6] == 90).all()
+        assert both.masks is not None
+        np.testing.assert_allclose(both.box_array[0], mask_crops.bounds(both.masks[0]))
+        assert both.box_array[0, 2] == x
+    assert 0 < pasted < 8
+    without = other_truth.replace(masks=None)
+    assert len(paste_objects(image, truth, other, without, np.random.default_rng(0), Keep())[1]) == len(truth)
+
+
+# Intensities
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_no_shift_of_colour_changes_next_to_nothing(dtype: type, channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (16, 16, channels), dtype=dtype)
+    same = colour.shift_hsv(image, np.random.default_rng(0), 0.0, 0.0, 0.0)
+    assert np.abs(same.astype(int) - image).max() <= np.iinfo(dtype).max * (0.03 if channels == 3 else 0.0)
+
+
+def test_brightness_is_a_power_without_burning_out() -> None:
+    ramp = np.arange(256, dtype=np.uint8)[None, :, None]
+    for seed in range(10):
+        power = float(np.exp(np.random.default_rng(seed).uniform(size=3)[2] * 2 * np.log(1.4) - np.log(1.4)))
+        found = colour.shift_hsv(ramp, np.random.default_rng(seed), 0.0, 0.0, 0.4)[0, :, 0]
+        np.testing.assert_allclose(found, 255 * (np.arange(256) / 255) ** power, atol=0.51)
+        assert np.count_nonzero(found == 255) <= 3
+
+
+def test_hue_turns_and_saturation_scales() -> None:
+    red = np.full((1, 1, 3), (200, 100, 100), dtype=np.uint8)
+    drawn = [colour.shift_hsv(red, np.random.default_rng(seed), 0.1, 0.5, 0.0).reshape(3) for seed in range(30)]
+    seen = np.array(drawn, dtype=int)
+    assert (seen.max(axis=1) >= 198).all()  # value stays
+    saturation = 1 - seen.min(axis=1) / seen.max(axis=1)
+    assert saturation.min() < 0.35
+    assert saturation.max() > 0.65
+    assert (seen[:, 1] != seen[:, 2]).any()
+
+
+def test_noise_has_the_stated_sigma_and_blur_keeps_the_mean() -> None:
+    flat = np.full((200, 200, 3), 128, dtype=np.uint8)
+    sigma = np.random.default_rng(4).uniform(0, 0.03) * 255
+    noisy = colour.add_noise(flat, np.random.default_rng(4))
+    assert noisy[..., 0].std() == pytest.approx(sigma, rel=0.05, abs=0.1)
+    np.testing.assert_array_equal(noisy[..., 0], noisy[..., 2])
+    spots = np.random.default_rng(0).integers(0, 255, (64, 64, 1), dtype=np.uint8)
+    blurred = colour.blur(spots, np.random.default_rng(0))
+    assert blurred.shape == spots.shape
+    assert blurred.mean() == pytest.approx(spots.mean(), abs=1)
+    assert blurred.std() < spots.std()
+
+
+def test_uncovered_canvas_has_the_fill_of_prediction() -> None:
+    sample = augment(Pictures(), 0, np.random.default_rng(0), AugmentOptions(**STILL), (120, 240))
+    assert (sample.image[:, :30] == FILL).all()
