@@ -127,7 +127,7 @@ def medusa(rng: np.random.Generator, half: float) -> Shape:
     ]
     strokes.append(Stroke(_ribbon(_line((0.55, 0.0), (edge - 0.12, 0.0)), np.array([0.16, 0.1])), 0.0, 1.7))
     strokes.append(Stroke(_closed(bell), 0.05, 1.3))
-    return Shape(strokes)
+    return Shape(strokes, tail=(min(float(stroke.points[:, 0].min()) for stroke in strokes), 0.0))
 
 
 def chain(rng: np.random.Generator, half: float) -> Shape:
