@@ -8,7 +8,7 @@ and one integer, and a run that was killed goes on as if it had not been.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from pelagia.data.augment import Transform
 from pelagia.data.dataset import Dataset
 from pelagia.errors import TrainingError
 from pelagia.infer.progress import bar
+from pelagia.infer.scale import training_scale
 from pelagia.models import checkpoint
 from pelagia.models.model import Model
 from pelagia.train.checkpoint import Progress, read_progress, restore, save_last
@@ -49,6 +50,7 @@ def train(
     transform: Transform | None = None,
     on_step: Callable[[int], None] | None = None,
     quiet: bool = False,
+    explicit: Collection[str] = (),
 ) -> Run:
     """Train a model and leave a run folder.
 
@@ -59,13 +61,14 @@ def train(
         transform: takes the place of the built-in augmentation.
         on_step: called with the number of finished steps after each step.
         quiet: no progress bar and no sentences (they still stand in the run's `log.txt`).
+        explicit: names of options that a resumed run takes from `options` though they have their default value.
 
     Raises:
         OptionError, DataError, ModelError, CheckpointError: the run cannot start as asked.
         NonFiniteLossError: the loss became NaN or infinite; the batch was saved.
         TrainingError: not even one image fits into memory, or a resumed run's labels have changed.
     """
-    options = resume_options(options) if options.resume else options
+    options = resume_options(options, explicit) if options.resume else options
     with process_group(options.device) as group, machine(options, group) as device:
         # Which images the run learns from and is judged by, and where it lives.
         if options.resume:
@@ -236,6 +239,7 @@ def _facts(
         "weights": weights,
         "device": device_name(device),
         "versions": versions(),
+        **training_scale(folds.train),
     }
 
 
