@@ -135,7 +135,7 @@ def load(path: str | Path, *, device: str = "auto", threads: int = 0) -> Predict
     if path.suffix == ".safetensors":
         model = resolve("pelagia.models.checkpoint", purpose="load a checkpoint").load(path)
     elif path.suffix in (".pt", ".pth"):
-        model = resolve("pelagia.models.foreign", purpose="read another project's checkpoint").load(path)
+        model = resolve("pelagia.models.foreign", purpose="read another project's checkpoint").load_foreign(path)
     else:
         raise CheckpointError("expected a run folder, a .safetensors checkpoint, an .onnx file or a foreign .pt", where=path)
     return Predictor(_torch_runtime(model, device, threads), path, model)

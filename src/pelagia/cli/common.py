@@ -5,35 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pelagia.core.types import Task
-
-__all__ = ["DataFlags", "Json", "print_json", "say", "table"]
+__all__ = ["Json", "print_json", "say", "table"]
 
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON document instead of text.")]
-
-
-@dataclass(frozen=True)
-class DataFlags:
-    """How labelled images are opened."""
-
-    format: str | None = field(default=None, metadata={"help": "Format of the labels; sniffed by default."})
-    images: Path | None = field(default=None, metadata={"help": "Folder of the images, where the labels do not tell."})
-    task: Task | None = field(
-        default=None, metadata={"help": "Which truth to take, such as oriented; by default what the labels hold."}
-    )
-    angle: str | None = field(default=None, metadata={"help": "Meaning of the angle in 5-number COCO boxes: rad-cw or deg-ccw."})
-    classes: tuple[str, ...] = field(default=(), metadata={"help": "Names of the classes, where the labels only number them."})
-
-    def given(self, task: Task | None = None) -> dict[str, Any]:
-        """Arguments of `open_dataset` that were given; `task` where none was."""
-        values = {"format": self.format, "images": self.images, "task": self.task or task, "angle": self.angle}
-        return {name: value for name, value in {**values, "classes": self.classes or None}.items() if value is not None}
 
 
 def print_json(value: Any) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pelagia.api import Predictor, load, open_dataset
-from pelagia.cli.common import DataFlags, Json, print_json, say
+from pelagia.api import Predictor, load
+from pelagia.cli.common import Json, print_json, say
+from pelagia.cli.datasets import NO_FLAGS, DataFlags
 from pelagia.core.files import write_json
 from pelagia.core.lazy import resolve
 from pelagia.data.dataset import Dataset
@@ -38,14 +39,17 @@ class _Flags:
     threads: int = field(default=0, metadata={"help": "CPU threads; 0 for all cores."})
 
 
+_FLAGS, _OPTIONS = _Flags(), EvaluateOptions()
+
+
 def evaluate(
     source: str,
     truth: Path,
     /,
     *,
-    flags: Annotated[_Flags, Parameter(name="*")] = _Flags(),
-    data: Annotated[DataFlags, Parameter(name="*")] = DataFlags(),
-    options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),
+    flags: Annotated[_Flags, Parameter(name="*")] = _FLAGS,
+    data: Annotated[DataFlags, Parameter(name="*")] = NO_FLAGS,
+    options: Annotated[EvaluateOptions, Parameter(name="*")] = _OPTIONS,
     json: Json = False,
 ) -> int:
     """Score a model, or predictions in a file, against the truth.
@@ -60,7 +64,7 @@ def evaluate(
     if flags.save_thresholds and from_file:
         raise OptionError("--save-thresholds needs a checkpoint, not a file of predictions", where=source)
     predictor = None if from_file else load(source, device=flags.device, threads=flags.threads)
-    dataset = _choose(open_dataset(truth, **data.given(None if predictor is None else predictor.card.task)), flags.split)
+    dataset = _choose(data.open(truth, None if predictor is None else predictor.card.task), flags.split)
     for finding in dataset.findings:
         if finding.severity != "info":
             say(f"pelagia: {finding}")

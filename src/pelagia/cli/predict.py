@@ -18,12 +18,15 @@ from pelagia.infer.results import ResultWriter, count_classes, draw_result, imag
 __all__ = ["predict"]
 
 
+_OPTIONS = PredictOptions()
+
+
 def predict(
     model: str,
     images: Annotated[list[str], Parameter(negative=())],
     /,
     *,
-    options: Annotated[PredictOptions, Parameter(name="*")] = PredictOptions(),
+    options: Annotated[PredictOptions, Parameter(name="*")] = _OPTIONS,
     out: Path = Path("predictions"),
     draw: bool = True,
     device: str = "auto",
