@@ -107,7 +107,8 @@ class Report:
             if len(same) > most:
                 text.append(f"    ... and {len(same) - most:,} more places (all of them with --json)")
         counts = self.counts
-        return [*text, "", f"{counts['error']:,} errors, {counts['warning']:,} warnings, {counts['info']:,} notes"]
+        kinds = (("error", "error"), ("warning", "warning"), ("info", "note"))
+        return [*text, "", ", ".join(f"{counts[key]:,} {word}{'' if counts[key] == 1 else 's'}" for key, word in kinds)]
 
 
 def _fact(value: Any) -> str:
