@@ -17,6 +17,7 @@ from pelagia.core import image as core_image
 from pelagia.core import masks as mask_crops
 from pelagia.core import oriented as oriented_boxes
 from pelagia.core.types import MaskCrop
+from pelagia.data.open import open_dataset
 from pelagia.data.synthetic import DIATOMS, PLANKTON, Drawing, SurveyOptions, categories, draw_image, draw_survey
 from pelagia.data.synthetic_body import render
 from pelagia.data.synthetic_shapes import DIATOM_SHAPES, PLANKTON_SHAPES
@@ -141,6 +142,19 @@ def test_the_survey_is_a_coco_data_set(tmp_path: Path) -> None:
             assert annotation["area"] == mask.sum()
             same = next(item for item in turned if item["id"] == annotation["id"])
             np.testing.assert_allclose(same["bbox"], drawing.truth.oriented[row])
+
+
+def test_the_survey_opens_upright_and_oriented(tmp_path: Path) -> None:
+    path = draw_survey(tmp_path, 2, 5, width=200, height=160, options=SurveyOptions(taxa=DIATOMS))
+    upright, oriented = open_dataset(path), open_dataset(tmp_path / "oriented.json", angle="rad-cw")
+    assert not upright.findings
+    assert not oriented.findings
+    assert oriented.task == "oriented"
+    for index in range(2):
+        truth = draw_image(np.random.default_rng([5, index]), 200, 160, SurveyOptions(taxa=DIATOMS)).truth
+        np.testing.assert_allclose(upright.truth(index).box_array, truth.box_array)
+        np.testing.assert_allclose(oriented.truth(index).oriented, truth.oriented, atol=1e-9)
+        np.testing.assert_allclose(upright.with_task("oriented").truth(index).oriented, truth.oriented, atol=1e-9)
 
 
 @pytest.mark.parametrize("taxa", [PLANKTON, DIATOMS], ids=["plankton", "diatoms"])

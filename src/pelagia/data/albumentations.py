@@ -27,9 +27,9 @@ def from_albumentations(pipeline: Any, categories: Sequence[Category] = (), keep
     """A function (sample, generator) -> sample that applies `pipeline`: a Compose, a transform, or a list of transforms.
 
     The pipeline's own box and keypoint settings are replaced. It is seeded anew for each sample from the generator, so that a
-    sample is repeatable. Oriented boxes travel as their corners and become the rectangle of least area around them; where
-    there are masks, boxes become their bounds; `categories` names the points that change places when the pipeline mirrors. `keep` says what
-    stays after a cut. Masks travel as whole bitmaps, which costs memory on large images.
+    sample is repeatable. Oriented boxes travel as their corners and become the rectangle of least area around them; where there
+    are masks, boxes become their bounds; `categories` names the points that change places when the pipeline mirrors. `keep` says
+    what stays after a cut. Masks travel as whole bitmaps, which costs memory on large images.
 
     Raises:
         MissingExtraError: albumentations is not installed.
