@@ -203,7 +203,7 @@ def _read_instances(source: _Source, labelled: Mapping[Path, Path], without: lis
             continue
         rows[image] = index
         of_value = classes.get(out.names[index], {})
-        windows: list[tuple[slice, slice] | None] = [*ndimage.find_objects(pixels)]  # None for a number that is absent
+        windows: list[tuple[slice, ...] | None] = [*ndimage.find_objects(pixels)]  # None for a number that is absent
         for value, window in enumerate(windows, start=1):
             if window is None:
                 continue

@@ -48,7 +48,7 @@ def sniff(path: Path) -> float:
         return 0.7 if (path / "labels").is_dir() and next((path / "labels").rglob("*.txt"), None) is not None else 0.0
     if path.suffix.lower() in (".yaml", ".yml"):
         text = path.read_bytes()[:65536]
-        return 0.9 if b"names" in text and b"masks" not in text else 0.1
+        return 0.9 if b"names" in text and b"masks" not in text else 0.5
     if path.suffix.lower() == ".txt":
         first = path.read_bytes()[:4096].split(b"\n")[0].strip().lower()
         return 0.8 if first.endswith(tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)) else 0.0
