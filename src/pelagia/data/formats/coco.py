@@ -23,6 +23,7 @@ from pelagia.core.types import Category, Float, Task
 from pelagia.data.dataset import Dataset
 from pelagia.data.formats.common import Collector, Place, ReadOptions, number, numbers
 from pelagia.data.formats.find import ImageFinder
+from pelagia.data.formats.writing import CATEGORIES_FILE
 from pelagia.data.outlines import rings_area, rings_bounds
 from pelagia.errors import FormatError, OptionError, PelagiaError
 
@@ -63,6 +64,7 @@ def _json_in(folder: Path) -> list[Path]:
         return [folder / "annotations.json"]
     for places in ((folder,), (folder / "annotations",), tuple(folder / name for name in _SPLITS)):
         found = [file for place in places if place.is_dir() for file in sorted(place.glob("*.json")) if sniff(file) >= 0.9]
+        found = [file for file in found if file.name != CATEGORIES_FILE]
         if found:
             return found
     return []

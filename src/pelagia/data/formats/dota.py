@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -51,19 +52,22 @@ def sniff(path: Path) -> float:
         return 0.0
     for folder in [path, *(path / split for split in _SPLITS)]:
         for name in _FOLDERS:
-            first = next((folder / name).rglob("*.txt"), None) if (folder / name).is_dir() else None
-            if first is not None and _looks_right(first):
+            files = islice((folder / name).rglob("*.txt"), 50) if (folder / name).is_dir() else ()
+            verdicts = [_looks_right(file) for file in files]
+            certain = [verdict for verdict in verdicts if verdict is not None]
+            if certain[:1] == [True] or (verdicts and not certain and name.startswith("labelTxt")):
                 return 0.92
     return 0.0
 
 
-def _looks_right(path: Path) -> bool:
+def _looks_right(path: Path) -> bool | None:
+    """Whether the first object's line is of the kind; None for a file without objects."""
     for line in path.read_bytes()[:65536].decode("utf-8", "replace").lstrip("\ufeff").splitlines():
         tokens = line.split()
         if not tokens or line.strip().lower().startswith(_HEADERS):
             continue
         return len(tokens) >= 9 and all(_is_number(token) for token in tokens[:8]) and not _is_number(tokens[8])
-    return "labeltxt" in path.parent.name.lower()
+    return None
 
 
 def _is_number(token: str) -> bool:
