@@ -32,8 +32,8 @@ def doctor(
 ) -> int:
     """Examine labelled images and report what is wrong.
 
-    Missing, broken, equal and unlabelled images, the same image in two splits, impossible boxes, class balance, object sizes at the
-    input. The exit code is 1 if there are errors.
+    Missing, broken, equal and unlabelled images, the same image in two splits, impossible boxes, class balance, sizes of objects
+    at the input. The exit code is 1 if there are errors.
 
     Args:
         data: An annotation file or a folder.

@@ -20,9 +20,11 @@ def flags_of(options: type, *, leave: tuple[str, ...] = (), groups: dict[str, st
     columns: list[tuple[str, Any, Any]] = []
     for item, hint, group in _flat(options, None, groups or {}):
         if item.name not in leave:
-            parameter = Parameter(help=item.metadata.get("help"), show_default=_default_text(item), group=group)
-            columns.append((item.name, Annotated[hint | None, parameter], None))
-    return make_dataclass(f"{options.__name__}Flags", columns, frozen=True)
+            parameter = Parameter(help=item.metadata.get("help"), show_default=_default_text(item))
+            notes = parameter if group is None else Parameter.combine(parameter, Parameter(group=group))
+            columns.append((item.name, Annotated[hint | None, notes], None))
+    # The command line's library takes a class of the standard library, where make_dataclass would put it, for a plain value.
+    return make_dataclass(f"{options.__name__}Flags", columns, frozen=True, namespace={"__module__": __name__})
 
 
 def given(flags: Any, options: type) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def given(flags: Any, options: type) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for item in fields(options):
         if is_dataclass(hints[item.name]):
-            inner = given(flags, hints[item.name])  # type: ignore[arg-type]  # a dataclass type, as just asked
+            inner = given(flags, hints[item.name])
             if inner:
                 values[item.name] = inner
         elif getattr(flags, item.name, None) is not None:
@@ -45,7 +47,7 @@ def _flat(options: type, group: Group | None, groups: dict[str, str]) -> list[tu
     for item in fields(options):
         if is_dataclass(hints[item.name]):
             title = groups.get(item.name, item.name)
-            found += _flat(hints[item.name], Group(title, sort_key=1), groups)  # type: ignore[arg-type]  # as above
+            found += _flat(hints[item.name], Group(title, sort_key=1), groups)
         else:
             found.append((item, hints[item.name], group))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -18,8 +18,12 @@ from pelagia.train.options import TrainOptions, load_options, resume_options
 
 __all__ = ["train"]
 
-_Flags = flags_of(TrainOptions, leave=("model", "data"), groups={"augment": "Augmentation"})
-_NO_FLAGS = _Flags()
+_made = flags_of(TrainOptions, leave=("model", "data"), groups={"augment": "Augmentation"})
+_NO_FLAGS = _made()
+if TYPE_CHECKING:
+    _Flags = Any
+else:
+    _Flags = _made
 
 
 def train(
@@ -29,7 +33,7 @@ def train(
     *,
     config: Path | None = None,
     splits: Path | None = None,
-    flags: Annotated[Any, Parameter(name="*")] = _NO_FLAGS,
+    flags: Annotated[_Flags, Parameter(name="*")] = _NO_FLAGS,
     json: Json = False,
 ) -> int:
     """Train a model on labelled images.
