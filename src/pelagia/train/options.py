@@ -61,6 +61,10 @@ class TrainOptions:
     format: str | None = field(default=None, metadata=_help("Format of the annotations, when it should not be sniffed."))
     images: str | None = field(default=None, metadata=_help("Folder of the images, when the annotations do not tell."))
     angle: str | None = field(default=None, metadata=_help("Meaning of the angle in 5-number COCO boxes: rad-cw or deg-ccw."))
+    classes: tuple[str, ...] = field(default=(), metadata=_help("Names of the classes, where the labels only number them."))
+    split: str = field(
+        default="", metadata=_help("File of splits that `pelagia split` wrote; its names decide what is held out.")
+    )
     out: str = field(default="", metadata=_help("Folder of the run; by default runs/<model>-<data>, numbered if taken."))
 
     epochs: int = field(default=100, metadata=_help("Passes over the training images."))
@@ -120,6 +124,11 @@ class TrainOptions:
     resume: str = field(default="", metadata=_help("Go on with this run: its folder or its last.safetensors."))
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value, kinds = getattr(self, item.name), _KINDS.get(str(item.type).removesuffix(" | None"))
+            absent = value is None and str(item.type).endswith(" | None")
+            if kinds and not absent and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+                raise OptionError(f"--{item.name.replace('_', '-')} must be of type {item.type}, got {value!r}")
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -140,6 +149,16 @@ class TrainOptions:
         """JSON values of every option."""
         return asdict(self)
 
+
+#: Declared type -> what a value from a configuration file may be.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "tuple[str, ...]": (tuple,),
+    "AugmentOptions": (AugmentOptions,),
+}
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, 1_000_000),
@@ -176,8 +195,9 @@ def options_from_dict(values: dict[str, Any], *, where: str = CONFIG_NAME) -> Tr
     if unknown:
         raise OptionError(f"{where}: unknown option {', '.join(unknown)}; remove it or check the spelling")
     prepared = dict(values)
-    if "track" in prepared:
-        prepared["track"] = tuple(prepared["track"])
+    for name in ("track", "classes"):
+        if isinstance(prepared.get(name), list):
+            prepared[name] = tuple(prepared[name])
     if "augment" in prepared:
         inner = prepared["augment"]
         names = {item.name for item in fields(AugmentOptions)}

@@ -16,10 +16,11 @@ import torch
 
 from pelagia.core import image as core_image
 from pelagia.data.dataset import Dataset
-from pelagia.data.split import split
+from pelagia.data.split import read_splits, split
 from pelagia.errors import DataError, ImageError, OptionError
 from pelagia.infer.runtimes import cpu_count
 from pelagia.models import checkpoint
+from pelagia.models.foreign import load_foreign
 from pelagia.models.model import Model
 from pelagia.models.registry import create
 from pelagia.train.data import measure_window
@@ -110,6 +111,8 @@ def find_folds(options: TrainOptions, dataset: Dataset, val: Dataset | None) -> 
         DataError: no image or no object is left to learn from.
     """
     dataset = dataset if options.task is None else dataset.with_task(options.task)
+    if options.split:
+        dataset = dataset.with_splits(read_splits(dataset, options.split))
     if val is not None:
         val = val.with_task(dataset.task)
         names = set(dataset.splits)
@@ -223,7 +226,7 @@ def _weights(path: Path) -> Model:
     """The model in a run folder, a checkpoint, or another project's file."""
     if path.is_dir():
         path = next((path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()), path)
-    return checkpoint.load(path)
+    return load_foreign(path) if path.suffix in (".pt", ".pth") else checkpoint.load(path)
 
 
 def describe(model: Model, frozen: Sequence[str]) -> str:

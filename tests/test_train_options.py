@@ -1,0 +1,91 @@
+"""Options: torch-free, with help, checked, written and read back, merged on resume."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from pelagia.data.augment import AugmentOptions
+from pelagia.errors import OptionError
+from pelagia.train.options import TrainOptions, load_options, options_from_dict, resume_options
+
+
+def test_options_need_no_torch() -> None:
+    code = "import sys, pelagia.train.options; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
+    for item in fields(TrainOptions):
+        assert item.metadata["help"].endswith("."), item.name
+
+
+def test_json_round_trip() -> None:
+    options = TrainOptions(
+        model="yolo11s", epochs=7, lr=0.003, track=("wandb",), classes=("x", "y"), augment=AugmentOptions(mosaic=0.25, hsv_h=0.0)
+    )
+    assert options_from_dict(json.loads(json.dumps(options.to_dict()))) == options
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"imgsz": 100}, "nearest is 96"),
+        ({"val_fraction": 0.95}, "--val-fraction"),
+        ({"track": ("mlflow",)}, "tensorboard and wandb"),
+        ({"optimizer": "adam"}, "--optimizer"),
+        ({"task": "segment"}, "--task"),
+        ({"lr": -1.0}, "--lr"),
+        ({"epochs": "ten"}, "--epochs"),
+        ({"epochs": True}, "--epochs"),
+        ({"lr": float("nan")}, "--lr"),
+    ],
+)
+def test_values_that_cannot_be_used_are_named(values: dict[str, object], hint: str) -> None:
+    with pytest.raises(OptionError, match=hint):
+        options_from_dict(values)
+
+
+@pytest.mark.parametrize("values", [{"epoch": 3}, {"augment": {"mosaik": 1}}, {"augment": 3}])
+def test_unknown_options_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match=r"unknown option|keys among"):
+        options_from_dict(values)
+
+
+def test_a_missing_or_broken_configuration_is_an_option_error(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no such configuration"):
+        load_options(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(OptionError, match="JSON object"):
+        load_options(tmp_path)
+
+
+def saved(folder: Path, options: TrainOptions) -> None:
+    (folder / "config.json").write_text(json.dumps(options.to_dict()))
+
+
+def test_resume_keeps_the_runs_options_and_takes_more_epochs(tmp_path: Path) -> None:
+    run = TrainOptions(model="yolo11s", data="d", epochs=30, batch=8, lr=0.01, augment=AugmentOptions(mosaic=0.0))
+    saved(tmp_path, run)
+    merged = resume_options(TrainOptions(resume=str(tmp_path), epochs=50, workers=2))
+    assert merged == replace(run, epochs=50, workers=2, resume=str(tmp_path))
+    assert resume_options(merged) == merged
+
+
+def test_resume_takes_an_explicit_default(tmp_path: Path) -> None:
+    saved(tmp_path, TrainOptions(epochs=30))
+    given = TrainOptions(resume=str(tmp_path))
+    assert resume_options(given).epochs == 30
+    assert resume_options(given, explicit={"epochs"}).epochs == given.epochs
+
+
+def test_resume_refuses_what_would_change_the_weights(tmp_path: Path) -> None:
+    saved(tmp_path, TrainOptions(batch=8))
+    with pytest.raises(OptionError, match=r"--batch \(8 in the run, 4 now\)"):
+        resume_options(TrainOptions(resume=str(tmp_path), batch=4))
