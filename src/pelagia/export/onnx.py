@@ -1,0 +1,172 @@
+"""Export to ONNX: raw outputs, the model's card inside the file, and a proof that it answers like the model.
+
+The graph ends at the raw outputs; decoding and suppression stay outside, in numpy, so that one file runs in every ONNX runtime.
+The batch is free, height and width are those of the card. A file that differs from the model is never left behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pelagia.core.card import ModelCard
+from pelagia.core.files import atomic_path
+from pelagia.core.image import letterbox, normalise
+from pelagia.data.synthetic import draw_image
+from pelagia.errors import ExportError
+from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime
+from pelagia.models.model import Model
+from pelagia.nn.layers import fuse
+
+__all__ = ["OPSET", "TOLERANCE", "Difference", "ExportReport", "compare_runtime", "export_onnx"]
+
+#: Opset of the graph: the oldest that PyTorch's exporter writes without a conversion.
+OPSET = 18
+
+#: Largest |exported - model| / (1 + |model|) over all raw outputs that counts as equal.
+TOLERANCE = 1e-3
+
+#: Batches that the exported file is tried with: the free axis must be free.
+_BATCHES = (1, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The largest differences of one raw output: |a - b|, and |a - b| / (1 + |b|) with b the model's own value."""
+
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was exported, and how far it is from the model."""
+
+    path: Path
+    opset: int
+    size_bytes: int
+    inputs: dict[str, list[str]]
+    outputs: dict[str, Difference]
+    tolerance: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+class _Raw(nn.Module):
+    """The model with its outputs as a tuple, in the order of their names: graphs have no dictionaries."""
+
+    def __init__(self, model: Model, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Raw outputs of images [B, 3, H, W]."""
+        outputs = self.model(images)
+        return tuple(outputs[name] for name in self.names)
+
+
+def export_onnx(model: Model, path: str | Path, *, tolerance: float = TOLERANCE) -> ExportReport:
+    """Write `model` as ONNX to `path`, run it, and compare it with the model on noise and on a drawn image.
+
+    Raises:
+        ExportError: the graph cannot be written, or an output differs by more than `tolerance`; `path` then stays as it was.
+    """
+    start = time.perf_counter()
+    plain = fuse(model).cpu().float()
+    height, width = plain.card.input_size
+    images = torch.rand((2, 3, height, width), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        names = list(plain(images))
+    graph = _trace(_Raw(plain, names).eval(), images, names)
+    onnx.helper.set_model_props(graph, {CARD_KEY: plain.card.to_json(), "license": plain.card.licence})
+    with atomic_path(path) as temporary:
+        onnx.save(graph, str(temporary))
+        runtime = OnnxRuntime(temporary)
+        outputs = compare_runtime(model, runtime)
+        worst = max(outputs, key=lambda name: outputs[name].relative)
+        if not outputs[worst].relative <= tolerance:  # NaN too
+            raise ExportError(
+                f"the exported graph differs from the model: {worst} by {outputs[worst].absolute:.3g}, relative "
+                f"{outputs[worst].relative:.3g}, more than {tolerance:g}; nothing was written",
+                where=path,
+            )
+        size = temporary.stat().st_size
+    shape = ["batch", "3", str(height), str(width)]
+    return ExportReport(Path(path), OPSET, size, {"images": shape}, outputs, tolerance, time.perf_counter() - start)
+
+
+def compare_runtime(model: Model, runtime: OnnxRuntime) -> dict[str, Difference]:
+    """The largest difference of each raw output between a runtime and the model, on noise and on a drawn image.
+
+    Raises:
+        ExportError: the outputs have other names or shapes.
+    """
+    # As it was trained, not fused: the comparison covers everything that export does.
+    reference = copy.deepcopy(model).cpu().float().eval()
+    found: dict[str, Difference] = {}
+    for batch in _BATCHES:
+        images = _inputs(runtime.card, batch)
+        with torch.inference_mode():
+            expected = {name: value.numpy() for name, value in reference(torch.from_numpy(images)).items()}
+        got = runtime.run(images)
+        if {name: value.shape for name, value in got.items()} != {name: value.shape for name, value in expected.items()}:
+            raise ExportError(
+                f"the exported graph gives {_shapes(got)}, the model {_shapes(expected)} for a batch of {batch}",
+                where=runtime.card.name,
+            )
+        for name, value in expected.items():
+            absolute = np.abs(got[name].astype(np.float64) - value)
+            relative = absolute / (1 + np.abs(value))
+            before = found.get(name, Difference(0.0, 0.0))
+            found[name] = Difference(
+                float(np.maximum(before.absolute, absolute.max())), float(np.maximum(before.relative, relative.max()))
+            )
+    return found
+
+
+def _inputs(card: ModelCard, batch: int) -> NDArray[np.float32]:
+    """[batch, 3, H, W]: a drawn survey image, the rest noise, normalised as the card says."""
+    rng = np.random.default_rng(batch)
+    drawn, _ = letterbox(draw_image(rng, 512, 384).image, card.input_size)
+    height, width = card.input_size
+    noise = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(batch - 1)]
+    return np.stack([normalise(image, card.normalisation) for image in (drawn, *noise)])
+
+
+def _trace(module: nn.Module, images: Tensor, names: list[str]) -> onnx.ModelProto:
+    with warnings.catch_warnings():
+        # The exporter warns of its own internals, which nobody who exports can act on; what matters is compared afterwards.
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                module,
+                (images,),
+                input_names=["images"],
+                output_names=names,
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(f"PyTorch cannot write this model as ONNX ({error})") from error
+    if program is None:
+        raise ExportError("PyTorch's exporter gave no graph")
+    return program.model_proto
+
+
+def _shapes(outputs: dict[str, NDArray[Any]]) -> str:
+    return ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
