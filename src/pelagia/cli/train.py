@@ -12,7 +12,6 @@ from pelagia.api import open_dataset
 from pelagia.cli.common import Json, print_json, say
 from pelagia.cli.flags import flags_of, given
 from pelagia.core.lazy import resolve
-from pelagia.data.split import read_splits
 from pelagia.errors import OptionError
 from pelagia.train.options import TrainOptions, load_options, resume_options
 
@@ -32,7 +31,6 @@ def train(
     /,
     *,
     config: Path | None = None,
-    splits: Path | None = None,
     flags: Annotated[_Flags, Parameter(name="*")] = _NO_FLAGS,
     json: Json = False,
 ) -> int:
@@ -44,7 +42,6 @@ def train(
         model: Name of the model, see `pelagia models`.
         data: Annotation file or folder of the labelled images; its splits train and val are used where it has them.
         config: Take every option that is not given here from this config.json, or from the run folder that holds it.
-        splits: The file that `pelagia split` wrote.
     """
     values = given(flags, TrainOptions)
     if "resume" in values and config is not None:
@@ -60,8 +57,6 @@ def train(
         raise OptionError("which images? Name the labels: pelagia train MODEL DATA, or give --config or --resume")
     loop = resolve("pelagia.train.loop", purpose="train a model")
     dataset = open_dataset(options.data, **_reading(options))
-    if splits is not None:
-        dataset = dataset.with_splits(read_splits(dataset, splits))
     val = open_dataset(options.val, **_reading(options)) if options.val else None
     run = loop.train(options, dataset, val, quiet=json, explicit=frozenset(values))
     if json:
@@ -73,4 +68,4 @@ def train(
 
 def _reading(options: TrainOptions) -> dict[str, Any]:
     values = asdict(options)
-    return {name: values[name] for name in ("format", "images", "task", "angle") if values[name] is not None}
+    return {name: values[name] for name in ("format", "images", "task", "angle", "classes") if values[name]}

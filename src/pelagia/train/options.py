@@ -62,7 +62,7 @@ class TrainOptions:
     images: str | None = field(default=None, metadata=_help("Folder of the images, when the annotations do not tell."))
     angle: str | None = field(default=None, metadata=_help("Meaning of the angle in 5-number COCO boxes: rad-cw or deg-ccw."))
     classes: tuple[str, ...] = field(default=(), metadata=_help("Names of the classes, where the labels only number them."))
-    split: str = field(
+    splits: str = field(
         default="", metadata=_help("File of splits that `pelagia split` wrote; its names decide what is held out.")
     )
     out: str = field(default="", metadata=_help("Folder of the run; by default runs/<model>-<data>, numbered if taken."))

@@ -111,8 +111,8 @@ def find_folds(options: TrainOptions, dataset: Dataset, val: Dataset | None) -> 
         DataError: no image or no object is left to learn from.
     """
     dataset = dataset if options.task is None else dataset.with_task(options.task)
-    if options.split:
-        dataset = dataset.with_splits(read_splits(dataset, options.split))
+    if options.splits:
+        dataset = dataset.with_splits(read_splits(dataset, options.splits))
     if val is not None:
         val = val.with_task(dataset.task)
         names = set(dataset.splits)
