@@ -67,6 +67,19 @@ def test_nine_numbers_among_polygons_are_a_polygon(tmp_path: Path) -> None:
     assert open_dataset(path).task == "instance"
 
 
+def test_oriented_task_on_rows_of_every_kind(tmp_path: Path) -> None:
+    oriented = np.array([[40.0, 20.0, 20.0, 8.0, 0.5]])
+    corners = core_oriented.to_corners(oriented)[0] / [80, 40]
+    quad = "0 " + " ".join(map(repr, corners.reshape(-1).tolist()))
+    polygon = quad + " " + " ".join(map(repr, corners[0].tolist()))  # the same outline, with its first corner once more
+    box = "0 0.5 0.5 0.25 0.25"
+    upright = [[40, 20, 20, 10, 0]]
+    for rows in ((quad, polygon, box), (polygon, box), (box,)):
+        found = open_dataset(data(tmp_path, *rows), task="oriented").truth(0).oriented
+        expected = np.concatenate([np.repeat(oriented, len(rows) - 1, axis=0), upright])
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_keypoints(tmp_path: Path, dimensions: int) -> None:
     visible = ["", ""] if dimensions == 2 else [" 1", " 2"]

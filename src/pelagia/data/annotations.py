@@ -274,7 +274,7 @@ class AnnotationBuilder:
         return column
 
     def _oriented_column(self, boxes: Float) -> Float | None:
-        """The given oriented boxes; an object without one (a mixed source) has its upright box as oriented box."""
+        """The given oriented boxes; an object without one (a mixed source) has the least rectangle around its rings, or its box."""
         column = self._column(self._oriented, np.nan, (5,))
         if column is None:
             return None
@@ -282,6 +282,9 @@ class AnnotationBuilder:
         x1, y1, x2, y2 = boxes[missing].T
         upright = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, np.zeros(len(missing))], axis=1)
         column[missing] = upright
+        for row in missing.tolist():
+            if row in self._rings:
+                column[row] = core_oriented.from_points(np.concatenate(self._rings[row]))
         return core_oriented.canonical(column)
 
     def _keypoint_column(self, points: int) -> Float | None:

@@ -258,10 +258,10 @@ class Dataset:
         Raises:
             DataError: the labels do not hold what the task needs.
         """
-        if task == self.task:
-            return self
         annotations, findings = self.annotations, self.findings
         count = len(annotations)
+        if task == self.task and (task != "oriented" or annotations.oriented is not None):
+            return self
         if task in ("instance", "panoptic") and annotations.shapes is None and count:
             raise DataError(f"the labels hold no outlines, which the task {task!r} needs", where=self.root)
         if task == "keypoints" and annotations.keypoints is None and count:

@@ -38,6 +38,9 @@ def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Finding]:
     if dataset.task == "oriented" and oriented is not None and options.angle is None and shapes is not None:
         text = "objects have outlines besides oriented boxes: the outline is written; give angle= for 5-number boxes too"
         losses.note("oriented.outline", text, int(np.count_nonzero(shapes.present)))
+    elif dataset.task == "oriented" and oriented is not None and options.angle is None:
+        text = "oriented boxes stand as polygons of their corners; open with --task oriented, or give angle= for 5-number boxes"
+        losses.note("oriented.corners", text, len(oriented), "info")
     if dataset.mask_files is not None:
         losses.note("semantic", "semantic label images have no place in COCO detection files", len(dataset))
     document = coco_dict(dataset, angle=options.angle)

@@ -132,10 +132,17 @@ def numbers(values: Any, what: str, where: Place | str) -> Float:
     return result
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Images in `folder` at every depth, sorted by path; names that begin with a dot are left out."""
-    found = []
+def image_files(folder: Path, *, most: int | None = None) -> list[Path]:
+    """Images in `folder` at every depth, sorted by path; names that begin with a dot are left out.
+
+    With `most` the search ends after about as many files of any kind.
+    """
+    found: list[Path] = []
+    seen = 0
     for parent, folders, names in os.walk(folder):
+        seen += len(names) + len(folders)
+        if most is not None and seen > most:
+            break
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(parent, name) for name in names if name[:1] != "." and Path(name).suffix.lower() in IMAGE_SUFFIXES]
     return sorted(found)
@@ -181,7 +188,10 @@ class Collector:
 
     def relative(self, file: Path) -> str:
         """`file` relative to the root, or whole if it lies elsewhere."""
-        return file.relative_to(self.root).as_posix() if file.is_relative_to(self.root) else str(file)
+        whole, root = file.as_posix(), self.root.as_posix().rstrip("/") + "/"
+        if root == "./" and not file.is_absolute():
+            return whole
+        return whole[len(root) :] if whole.startswith(root) else whole
 
     def _tame(self, name: str) -> str:
         """The name as a relative path with forward slashes that cannot leave the folder it is written to."""

@@ -15,8 +15,8 @@ __all__ = ["ImageFinder"]
 #: How many names are tried in each folder before one is chosen.
 _PROBES = 50
 
-#: Folders with more images than this are not searched by bare name.
-_INDEX_LIMIT = 2_000_000
+#: The search by bare name ends after this many files.
+_INDEX_LIMIT = 500_000
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class ImageFinder:
     folder: Path
     folders: list[Path]
     search: Path
-    _index: dict[str, list[Path]] | None = field(default=None)
+    _index: dict[str, dict[Path, None]] | None = field(default=None)
 
     @classmethod
     def beside(cls, path: Path, names: Sequence[str], images: Path | None) -> ImageFinder:
@@ -82,13 +82,11 @@ class ImageFinder:
         if self._index is None:
             self._index = {}
             for place in dict.fromkeys((self.folder, self.search)):
-                for file in image_files(place)[:_INDEX_LIMIT]:
+                for file in image_files(place, most=_INDEX_LIMIT):
                     for key in {file.name.lower(), file.stem.lower()}:
-                        known = self._index.setdefault(key, [])
-                        if file not in known:
-                            known.append(file)
+                        self._index.setdefault(key, {})[file] = None
         for name in names:
-            matches = self._index.get(Path(_native(name)).name.lower(), [])
+            matches = list(self._index.get(Path(_native(name)).name.lower(), ()))
             if len(matches) == 1:
                 if matches[0].stem != Path(_native(name)).stem and matches[0].stem != Path(_native(name)).name:
                     out.note("info", "image.found_elsewhere", f"image {name!r} is taken from {matches[0]}", out.root)

@@ -126,7 +126,10 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     task = _decide(rows, source, options.task, out)
     for row in rows:
         _add_row(row, task, source, out)
-    return out.finish(task, splits)
+    dataset = out.finish("detect", splits)
+    if options.task is None and task == "instance" and dataset.annotations.shapes is None:
+        return dataset  # every polygon was degenerate and left out
+    return dataset.with_task(task)
 
 
 def _source(path: Path, options: ReadOptions) -> _Source:
@@ -347,9 +350,9 @@ def _parse(text: str, image: int, where: Place, number_to_label: Mapping[int, in
 def _decide(rows: Sequence[_Row], source: _Source, task: Task | None, out: Collector) -> Task:
     if task is not None:
         return task
-    if source.keypoint_shape is not None:
-        return "keypoints"
     counts = {len(row.values) for row in rows}
+    if source.keypoint_shape is not None:
+        return "keypoints" if counts - {4} else "detect"
     if counts == {8}:
         text = "every row has nine numbers: read as oriented boxes; --task instance reads them as polygons of four points"
         out.note("info", "yolo.oriented", text, source.where)
