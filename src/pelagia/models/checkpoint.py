@@ -50,7 +50,17 @@ def save(path: str | Path, model: Model | Mapping[str, Tensor], card: ModelCard,
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the card or the training state cannot be written as JSON ({error})", where=path) from error
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write_bytes(path, serialise(plain, metadata=metadata))
+    write_bytes(path, _in_order(serialise(plain, metadata=metadata)))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in random order, and equal runs should give equal bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], ModelCard, dict[str, Any] | None]:

@@ -247,7 +247,7 @@ class _Reader:
 
     def _name(self, argument: Any) -> None:
         module, _, name = str(argument).partition(" ")
-        self.stack.append(Name(module, name))
+        self.stack.append(Name("builtins" if module == "__builtin__" else module, name))  # protocol 2 keeps Python 2's name
 
     def _stacked_name(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
@@ -357,7 +357,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _Reader._parameter,
     "collections.OrderedDict": _ordered,
     "builtins.set": _set,
-    "__builtin__.set": _set,
+    "builtins.frozenset": lambda reader, items=(): frozenset(_set(reader, items)),
     "torch.Size": _size,
 }
 

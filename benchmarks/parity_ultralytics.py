@@ -1,0 +1,146 @@
+"""Claim: YOLO11 here gives the numbers of Ultralytics' YOLO11, for all sizes, axis-aligned and oriented.
+
+    python benchmarks/parity_ultralytics.py --peer /path/to/an/environment/bin/python [--sizes nsmlx] [--image-size 320]
+
+The peer lives in an environment of its own and is only run. It writes checkpoints of scrambled weights and its answers; the
+checkpoints are read by `pelagia.models.foreign`. Compared, as largest difference over largest magnitude: raw outputs, boxes,
+angles and scores of every cell, and for axis-aligned boxes the detections after non-maximum suppression. (Oriented suppression
+differs by design: exact IoU here, ProbIoU there.) Exit code 1 beyond 1e-4, for folded batch normalisation (ours: "fused"; the
+peer's `predict`: "detections") beyond 1e-3, or with fewer than 20 detections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pelagia.core.frame import Frame
+from pelagia.core.types import Instances
+from pelagia.decode import DecodeOptions, decode
+from pelagia.decode.grids import anchors
+from pelagia.models.foreign import load_foreign
+from pelagia.models.model import Model
+from pelagia.models.runtime import TorchRuntime
+
+__all__: list[str] = []
+
+TOLERANCE = 1e-4
+#: Where one side has folded its batch normalisation and the other has not, rounding differs in every layer.
+FOLDED_TOLERANCE = 1e-3
+LEAST_DETECTIONS = 20
+
+
+def relative(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
+    """max |ours - theirs| / max |theirs|."""
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def decoded_cells(outputs: dict[str, NDArray[Any]], size: int) -> NDArray[Any]:
+    """Boxes of every cell as cx, cy, w, h and (oriented) angle, by the definition in `pelagia.decode.grids`, in float64."""
+    centres, strides = anchors((size, size))
+    logits = outputs["boxes"].astype(np.float64)
+    logits = logits.reshape(len(logits), 4, -1, logits.shape[2])
+    weights = np.exp(logits - logits.max(axis=2, keepdims=True))
+    sides = (weights * np.arange(logits.shape[2])[None, None, :, None]).sum(axis=2) / weights.sum(axis=2)  # [B, 4, A]
+    left, top, right, bottom = np.moveaxis(sides * strides, 1, 0)
+    along, across = (right - left) / 2, (bottom - top) / 2
+    if "angles" not in outputs:
+        return np.stack([centres[:, 0] + along, centres[:, 1] + across, left + right, top + bottom], axis=1)
+    angle = (1 / (1 + np.exp(-outputs["angles"][:, 0].astype(np.float64))) - 0.25) * np.pi
+    x = centres[:, 0] + along * np.cos(angle) - across * np.sin(angle)
+    y = centres[:, 1] + along * np.sin(angle) + across * np.cos(angle)
+    return np.stack([x, y, left + right, top + bottom, angle], axis=1)
+
+
+def final_difference(model: Model, outputs: dict[str, NDArray[Any]], theirs: NDArray[Any], size: int) -> tuple[int, float]:
+    """Number of detections and, after pairing them by class and place, the largest relative difference of boxes and scores."""
+    first = {name: value[:1] for name, value in outputs.items()}
+    found = decode(first, [Frame.identity(size, size)], model.card, DecodeOptions(score=0.25, nms_iou=0.7))[0]
+    assert isinstance(found, Instances)
+    ours = np.column_stack([found.box_array, found.scores, found.labels])
+    if len(ours) != len(theirs):
+        return len(ours), float("inf")
+    inside = theirs.astype(np.float64)
+    worst = 0.0
+    left = np.ones(len(inside), dtype=bool)
+    scale = np.array([size, size, size, size, 1.0, 1.0])
+    for row in ours:
+        distance = np.where(left, np.abs((inside - row) / scale).max(axis=1), np.inf)
+        best = int(distance.argmin())
+        left[best] = False
+        worst = max(worst, float(distance[best]))
+    return len(ours), worst
+
+
+def compare(folder: Path, name: str, images: NDArray[np.float32]) -> bool:
+    """Print one row; True when within tolerance."""
+    size = images.shape[2]
+    theirs = np.load(folder / f"{name}.npz")
+    model = load_foreign(folder / f"{name}.pt")
+    model.card = replace(model.card, input_size=(size, size))
+    oriented = model.card.task == "oriented"
+    with torch.inference_mode():
+        plain = {key: value.numpy() for key, value in model(torch.from_numpy(images)).items()}
+    fused = TorchRuntime(model).run(images)
+    values = {f"raw {key}": relative(plain[key], theirs[key]) for key in ("boxes", "scores")}
+    values |= {f"fused {key}": relative(fused[key], theirs[key]) for key in ("boxes", "scores")}
+    cells = decoded_cells(plain, size)
+    classes = len(model.card.categories)
+    values["decoded boxes"] = relative(cells[:, :4], theirs["decoded"][:, :4])
+    chance = 1 / (1 + np.exp(-plain["scores"].astype(np.float64)))
+    values["decoded scores"] = relative(chance, theirs["decoded"][:, 4 : 4 + classes])
+    final = theirs["final"]
+    if oriented:
+        values["angles"] = relative(cells[:, 4], theirs["decoded"][:, -1])
+        count = len(final)
+    else:
+        count, values["detections"] = final_difference(model, plain, final, size)
+    limits = dict.fromkeys(("fused boxes", "fused scores", "detections"), FOLDED_TOLERANCE)
+    good = count >= LEAST_DETECTIONS and all(value <= limits.get(key, TOLERANCE) for key, value in values.items())
+    shown = "  ".join(f"{key} {value:.1e}" for key, value in values.items())
+    print(f"{name:14s} {count:5d} detections  {shown}  {'ok' if good else 'BEYOND TOLERANCE'}", flush=True)
+    return good
+
+
+def main() -> int:
+    """Run the peer, then compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", required=True, help="python of an environment with ultralytics")
+    parser.add_argument("--sizes", default="nsmlx")
+    parser.add_argument("--image-size", type=int, default=640)
+    options = parser.parse_args()
+    names = [f"yolo11{size}{task}" for task in ("", "-obb") for size in options.sizes]
+    rng = np.random.default_rng(0)
+    side = options.image_size
+    coarse = torch.from_numpy(rng.random((2, 3, side // 16, side // 16), dtype=np.float32))
+    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1).numpy()
+    images = np.round((0.8 * smooth + 0.2 * rng.random(smooth.shape, dtype=np.float32)) * 255).astype(np.float32) / np.float32(
+        255
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        np.save(folder / "images.npy", images)
+        script = Path(__file__).with_name("parity_ultralytics_peer.py")
+        environment = {**os.environ, "YOLO_OFFLINE": "1", "YOLO_CONFIG_DIR": str(folder)}
+        environment.pop("PYTHONPATH", None)
+        good = True
+        for name in names:  # one at a time: the files of the largest are 230 MB
+            subprocess.run([options.peer, str(script), str(folder), name], check=True, cwd=folder, env=environment)
+            good &= compare(folder, name, images)
+            for path in folder.glob(f"{name}.*"):
+                path.unlink()
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

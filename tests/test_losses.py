@@ -1,0 +1,91 @@
+"""Losses against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from pelagia.core.oriented import iou_aligned
+from pelagia.losses.boxes import angle_loss, distribution_focal, nearest_form
+from pelagia.losses.classify import binary_cross_entropy_sum
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(0, 10))
+@settings(deadline=None, max_examples=30)
+def test_sparse_cross_entropy_equals_the_dense_one(seed: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 20 * torch.randn(2, 3, 5, dtype=torch.float64, generator=generator)
+    places = torch.randperm(30, generator=generator)[:count]
+    index = (places // 15, places // 5 % 3, places % 5)
+    target = torch.rand(count, dtype=torch.float64, generator=generator)
+    dense = torch.zeros_like(logits)
+    dense[index] = target
+    torch.testing.assert_close(
+        binary_cross_entropy_sum(logits, index, target), F.binary_cross_entropy_with_logits(logits, dense, reduction="sum")
+    )
+    ignored = torch.rand(2, 5, generator=generator) < 0.5
+    ignored[index[0], index[2]] = False
+    terms = F.binary_cross_entropy_with_logits(logits, dense, reduction="none")
+    torch.testing.assert_close(binary_cross_entropy_sum(logits, index, target, ignored), (terms * ~ignored[:, None]).sum())
+
+
+@given(distance=st.floats(-2, 20), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=60)
+def test_distribution_focal_is_equation_6(distance: float, seed: int) -> None:
+    logits = torch.randn(1, 1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    y = min(max(distance, 0.0), 14.99)
+    i = math.floor(y)
+    p = logits[0, 0].softmax(0)
+    expected = -((i + 1 - y) * p[i].log() + (y - i) * p[i + 1].log())
+    found = distribution_focal(logits, torch.tensor([[distance]], dtype=torch.float64))
+    torch.testing.assert_close(found, expected[None])
+
+
+def test_distribution_focal_is_least_at_the_two_bins_around_the_distance() -> None:
+    logits = torch.zeros(1, 4, 8, dtype=torch.float64, requires_grad=True)
+    distances = torch.tensor([[0.0, 1.25, 3.5, 6.75]], dtype=torch.float64)
+    optimiser = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-12)
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        value = distribution_focal(logits, distances).sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.item()
+
+    optimiser.step(closure)
+    mean = logits.detach().softmax(-1) @ torch.arange(8, dtype=torch.float64)
+    torch.testing.assert_close(mean, distances, atol=1e-3, rtol=0)
+
+
+@given(
+    angle=st.floats(-1.57, 1.57),
+    near=st.floats(-0.78, 2.35),
+    w=st.floats(1, 50),
+    h=st.floats(1, 50),
+)
+@settings(deadline=None, max_examples=100)
+def test_nearest_form_is_the_same_rectangle_at_most_an_eighth_turn_away(angle: float, near: float, w: float, h: float) -> None:
+    box = torch.tensor([[3.0, 4.0, w, h, angle]], dtype=torch.float64)
+    found = nearest_form(box, torch.tensor([near], dtype=torch.float64))
+    np.testing.assert_allclose(iou_aligned(found.numpy(), box.numpy()), 1.0, atol=1e-9)
+    turned = found[0, 4].item()
+    assert -math.pi / 4 - 1e-9 <= turned <= 3 * math.pi / 4 + 1e-9
+    other = [turned + quarter * math.pi / 2 for quarter in (-1, 1)]
+    reachable = [value for value in other if -math.pi / 4 <= value < 3 * math.pi / 4]
+    assert all(abs(turned - near) <= abs(value - near) + 1e-9 for value in reachable)
+
+
+def test_angle_loss_turns_slender_boxes_and_leaves_squares() -> None:
+    angle = torch.tensor([0.3, 0.3, 0.3], dtype=torch.float64, requires_grad=True)
+    truth = torch.tensor([[0, 0, 20, 5, 0.1], [0, 0, 5, 20, 0.1], [0, 0, 9, 9, 0.1]], dtype=torch.float64)
+    value = angle_loss(angle, truth)
+    torch.testing.assert_close(value, torch.tensor([0.75, 0.75, 0.0], dtype=torch.float64) * math.sin(0.2) ** 2)
+    value.sum().backward()
+    assert angle.grad is not None
+    assert angle.grad[0] > 0
+    assert angle.grad[2] == 0
