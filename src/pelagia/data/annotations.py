@@ -274,7 +274,7 @@ class AnnotationBuilder:
         return column
 
     def _oriented_column(self, boxes: Float) -> Float | None:
-        """The given oriented boxes; an object without one (a mixed source) has the least rectangle around its rings, or its box."""
+        """The given oriented boxes; an object without one has the least rectangle around its rings, or its box."""
         column = self._column(self._oriented, np.nan, (5,))
         if column is None:
             return None
