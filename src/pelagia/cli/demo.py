@@ -229,7 +229,7 @@ def _sections(
     )
     return [
         Text(
-            f"{options.images} images of {options.imgsz} x {options.imgsz} pixels were labelled exactly by the program that drew them. "
+            f"{options.images} images of {options.imgsz} x {options.imgsz} pixels were labelled by the program that drew them. "
             f"{options.model} learnt from them for {options.epochs} epochs, starting from random weights ({times[0]:.0f} s), was "
             f"measured on {result.images} other images, and counted a scan of {width} x {height} pixels. Everything together "
             f"took {times[1]:.0f} s."
