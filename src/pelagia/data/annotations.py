@@ -23,10 +23,11 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 def ranges(starts: Int, chosen: Int) -> Int:
     """The concatenation of arange(starts[i], starts[i + 1]) over i in `chosen`."""
-    lengths = starts[chosen + 1] - starts[chosen]
-    ends = np.cumsum(lengths)
+    lengths: Int = starts[chosen + 1] - starts[chosen]
+    ends: Int = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts[chosen] - (ends - lengths), lengths)
+    shifts: Int = np.repeat(starts[chosen] - (ends - lengths), lengths)
+    return np.arange(total, dtype=np.int64) + shifts
 
 
 def _offsets(lengths: Sequence[int] | Int) -> Int:
