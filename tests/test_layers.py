@@ -73,8 +73,8 @@ def test_csp_blocks_are_their_definitions() -> None:
     assert isinstance(block, C3k2)
     x = images(1, 8, 6, 6)
     a, b = block.enter(x).chunk(2, 1)
-    c = b + block.blocks[0].second(block.blocks[0].first(b))  # type: ignore[operator]
-    d = c + block.blocks[1].second(block.blocks[1].first(c))  # type: ignore[operator]
+    c = b + block.blocks[0].second(block.blocks[0].first(b))
+    d = c + block.blocks[1].second(block.blocks[1].first(c))
     torch.testing.assert_close(block(x), block.join(torch.cat((a, b, c, d), 1)))
     deep = scrambled(C3k(8, 2))
     assert isinstance(deep, C3k)

@@ -54,7 +54,7 @@ def test_distribution_focal_is_least_at_the_two_bins_around_the_distance() -> No
     def closure() -> float:
         optimiser.zero_grad()
         value = distribution_focal(logits, distances).sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value.item()
 
     optimiser.step(closure)

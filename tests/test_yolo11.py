@@ -162,7 +162,7 @@ def test_two_processes_with_a_shared_normaliser_equal_one(task: Task) -> None:
     whole = gradients(0, 4)
     seen: list[Tensor] = []
     assert isinstance(model, YOLO11)
-    model.reduce = lambda value: seen.append(value) or value  # type: ignore[func-returns-value]
+    model.reduce = lambda value: seen.append(value) or value
     for first in (0, 2):
         gradients(first, 2)
     assert [value.shape for value in seen] == [torch.Size([2])] * 2
@@ -212,7 +212,7 @@ def test_the_angle_of_a_slender_box_is_learnt_from_far(angle: float) -> None:
     for _ in range(120):
         optimiser.zero_grad()
         terms = model.loss(outputs, target)
-        (terms["box"] + terms["distance"] + terms["angle"]).backward()  # type: ignore[no-untyped-call]
+        (terms["box"] + terms["distance"] + terms["angle"]).backward()
         optimiser.step()
     centres, _ = cell_centres(grids_of(64, 64, (8, 16, 32)), torch.device("cpu"), torch.float64)
     cell = int((centres[:64] - truth[0, :2]).norm(dim=1).argmin())
@@ -237,7 +237,7 @@ def test_a_timm_backbone_takes_the_place_of_stem_and_stages() -> None:
     terms = model.loss(
         model(torch.rand(2, 3, 64, 64)), targets_of("detect", torch.tensor([[10.0, 10, 40, 40]]), torch.tensor([0]))
     )
-    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack(list(terms.values())).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert not any(name.startswith("backbone.stem") for name in model.state_dict())
 
