@@ -76,7 +76,7 @@ def type_checking_nodes(tree: ast.Module) -> set[int]:
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, module) of everything that a file imports when it runs; `from pelagia.core import boxes` names pelagia.core.boxes."""
+    """(line, module) of everything that a file imports when it runs; `from pelagia import core` names pelagia.core."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = type_checking_nodes(tree)
     for node in ast.walk(tree):

@@ -1,0 +1,103 @@
+"""Scoring any runtime on a data set: class order, limits, and tiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pelagia.core.image import write
+from pelagia.core.types import Category, Instances
+from pelagia.data.dataset import Dataset
+from pelagia.errors import EvaluationError, OptionError
+from pelagia.infer.evaluate import EvaluateOptions, evaluate, match_classes, predict_dataset, score
+from pelagia.infer.runtimes import OnnxRuntime
+from pelagia.infer.scale import training_scale
+from tiny_onnx import tiny_card, write_tiny
+
+GREEN_FIRST = (Category(7, "green"), Category(9, "blue"), Category(3, "red"))
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> OnnxRuntime:
+    return OnnxRuntime(write_tiny(tmp_path_factory.mktemp("model") / "m.onnx"), threads=1)
+
+
+def bright(folder: Path, count: int, *, side: int = 64, seed: int = 0, per_image: int = 6) -> Dataset:
+    """Images whose bright cells are the truth; channel 0 is red, channel 1 green."""
+    rng = np.random.default_rng(seed)
+    items = []
+    for index in range(count):
+        image = np.zeros((side, side, 3), dtype=np.uint8)
+        places = rng.choice((side // 8) ** 2, per_image, replace=False)
+        colours = rng.integers(0, 2, per_image)
+        boxes = []
+        for place, colour in zip(places, colours, strict=True):
+            y, x = divmod(int(place), side // 8)
+            image[y * 8 : y * 8 + 8, x * 8 : x * 8 + 8, colour] = 255
+            boxes.append([x * 8, y * 8, x * 8 + 8, y * 8 + 8])
+        write(folder / f"{index}.png", image)
+        truth = Instances(labels=np.where(colours == 0, 2, 0), boxes=np.array(boxes, dtype=np.float64))
+        items.append((folder / f"{index}.png", (side, side), truth))
+    return Dataset.from_instances(GREEN_FIRST, items, task="detect")
+
+
+def test_a_perfect_model_scores_one_whatever_the_order_of_classes(tmp_path: Path, runtime: OnnxRuntime) -> None:
+    data = bright(tmp_path, 5)
+    result = evaluate(runtime, data, EvaluateOptions(batch=2), show=False)
+    assert result.ap == pytest.approx(1.0)
+    assert result.ap_all == pytest.approx(1.0)
+    assert {item.name: item.truths for item in result.classes}["blue"] == 0
+    assert result.images == 5
+
+
+def test_a_missing_class_counts_against_the_model(tmp_path: Path, runtime: OnnxRuntime) -> None:
+    data = bright(tmp_path, 4)
+    predictions = predict_dataset(runtime, data, show=False)
+    only_red = [item.select(item.labels == 2) for item in predictions]
+    result = score(data, only_red)
+    assert result.ap50 == pytest.approx(0.5)
+
+
+def test_large_images_are_tiled_if_asked_for(tmp_path: Path, runtime: OnnxRuntime) -> None:
+    data = bright(tmp_path, 2, side=320, per_image=150)
+    assert evaluate(runtime, data, EvaluateOptions(tiled=True), show=False).ap == pytest.approx(1.0)
+    assert evaluate(runtime, data, show=False).ap50 < 0.5  # shrunk five times, cells are under two pixels
+
+
+def test_crowded_images_are_not_cut(tmp_path: Path, runtime: OnnxRuntime) -> None:
+    data = bright(tmp_path, 1, side=320, per_image=400)
+    (found,) = predict_dataset(runtime, data, EvaluateOptions(tiled=True), show=False)
+    assert len(found) >= 400
+    (cut,) = predict_dataset(runtime, data, EvaluateOptions(tiled=True, most=10), show=False)
+    assert len(cut) == 10
+
+
+def test_classes_are_matched_by_name() -> None:
+    card = tiny_card()
+    assert match_classes(card, GREEN_FIRST).tolist() == [2, 0]
+    assert match_classes(card, [Category(1, "red")]).tolist() == [0, -1]
+    with pytest.raises(EvaluationError, match="no class of the model"):
+        match_classes(card, [Category(1, "Red")])
+
+
+def test_what_cannot_be_scored_is_refused(tmp_path: Path, runtime: OnnxRuntime) -> None:
+    data = bright(tmp_path, 1)
+    with pytest.raises(EvaluationError, match="no image"):
+        evaluate(runtime, data.subset([]), show=False)
+    with pytest.raises(EvaluationError, match="cannot be scored yet"):
+        score(data, [Instances.empty(scores=True)], "keypoints")
+
+
+@pytest.mark.parametrize("options", [{"batch": 0}, {"most": -1}])
+def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError):
+        EvaluateOptions(**options)
+
+
+def test_the_scale_of_training(tmp_path: Path) -> None:
+    data = bright(tmp_path, 3)
+    assert training_scale(data) == {"image_size": [64, 64], "object_px": 8.0}
+    assert training_scale(data.subset([])) == {}
