@@ -1,0 +1,88 @@
+"""The peer's half of the benchmarks: run by the Python of the peer's own environment, as a black box through its public calls.
+
+    python peer_ultralytics.py REQUEST.json ANSWER.json
+
+The request names `action`: `train` (architecture, data.yaml, epochs, imgsz, batch, seed, out), `predict` (weights, images, imgsz)
+or `speed` (architecture, imgsz, images, threads). The answer holds what was asked and the seconds it took.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ultralytics import YOLO
+
+
+def train(request: dict[str, Any]) -> dict[str, Any]:
+    """Train from scratch with the peer's defaults; seconds per epoch of training alone, and in all."""
+    model = YOLO(request["architecture"])
+    epochs: list[float] = []
+    started = [0.0]
+    model.add_callback("on_train_epoch_start", lambda trainer: started.__setitem__(0, time.perf_counter()))
+    model.add_callback("on_train_epoch_end", lambda trainer: epochs.append(time.perf_counter() - started[0]))
+    begin = time.perf_counter()
+    model.train(
+        data=request["data"],
+        epochs=request["epochs"],
+        imgsz=request["imgsz"],
+        batch=request["batch"],
+        seed=request["seed"],
+        project=request["out"],
+        name="peer",
+        exist_ok=True,
+        pretrained=False,
+        plots=False,  # its plots fetch a font from the network; without them it is a little faster
+        val=request.get("val", True),
+        device="cpu",
+    )
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "epoch_seconds": epochs, "weights": str(Path(request["out"]) / "peer" / "weights" / "best.pt")}
+
+
+def predict(request: dict[str, Any]) -> dict[str, Any]:
+    """All detections down to a score of 0.001, at most 300 an image, in pixels of the original images."""
+    model = YOLO(request["weights"])
+    found: list[dict[str, Any]] = []
+    begin = time.perf_counter()
+    for image in request["images"]:
+        result = model.predict(image, imgsz=request["imgsz"], conf=0.001, iou=0.7, max_det=300, verbose=False, device="cpu")[0]
+        if result.obb is not None:
+            boxes, scores, labels = result.obb.xywhr, result.obb.conf, result.obb.cls
+        else:
+            boxes, scores, labels = result.boxes.xyxy, result.boxes.conf, result.boxes.cls
+        found.append({"image": image, "boxes": boxes.tolist(), "scores": scores.tolist(), "labels": labels.int().tolist()})
+    return {"seconds": time.perf_counter() - begin, "found": found}
+
+
+def speed(request: dict[str, Any]) -> dict[str, Any]:
+    """Images per second of `predict` on one square random image at a time, after five to warm up."""
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
+    model = YOLO(request["architecture"])
+    size = request["imgsz"]
+    image = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    for _ in range(5):
+        model.predict(image, imgsz=size, verbose=False, device="cpu")
+    if request["threads"]:
+        torch.set_num_threads(request["threads"])
+    begin = time.perf_counter()
+    for _ in range(request["images"]):
+        model.predict(image, imgsz=size, verbose=False, device="cpu")
+    return {"images_per_second": request["images"] / (time.perf_counter() - begin), "threads": torch.get_num_threads()}
+
+
+def main() -> None:
+    """Answer one request."""
+    request = json.loads(Path(sys.argv[1]).read_text())
+    answer = {"train": train, "predict": predict, "speed": speed}[request["action"]](request)
+    Path(sys.argv[2]).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
