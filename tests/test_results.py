@@ -80,7 +80,7 @@ def test_what_was_written_is_read_back(tmp_path: Path, file: str, oriented: bool
     found = {"x/1.png": some(0, 6, oriented=oriented), "x/2.png": some(1, 4, oriented=oriented)}
     write_results(tmp_path, ORIENTED if oriented else CARD, found)
     truth = dataset(["x/2.png", "x/0.png", "x/1.png"], oriented=oriented)
-    empty, first, second = (read_predictions(tmp_path / file, truth)[index] for index in (1, 2, 0))
+    empty, first, second = (read_predictions(tmp_path / file, truth)[0][index] for index in (1, 2, 0))
     assert len(empty) == 0
     for got, wanted in ((first, found["x/1.png"]), (second, found["x/2.png"])):
         assert [truth.class_names[label] for label in got.labels] == [CARD.class_names[label] for label in wanted.labels]
@@ -96,12 +96,20 @@ def test_coco_results_are_read(tmp_path: Path) -> None:
     truth = dataset(["1.png", "2.png"])
     rows = [{"image_id": 2, "category_id": 3, "bbox": [10, 20, 5, 6], "score": 0.5}]
     (tmp_path / "p.json").write_text(json.dumps(rows))
-    first, second = read_predictions(tmp_path / "p.json", truth)
+    (first, second), others = read_predictions(tmp_path / "p.json", truth)
+    assert others == []
     assert len(first) == 0
     np.testing.assert_array_equal(second.boxes, [[10, 20, 15, 26]])
     assert second.labels.tolist() == [1]
     (tmp_path / "p.json").write_text("[]")
-    assert [len(item) for item in read_predictions(tmp_path / "p.json", truth)] == [0, 0]
+    assert [len(item) for item in read_predictions(tmp_path / "p.json", truth)[0]] == [0, 0]
+
+
+def test_images_that_the_truth_lacks_are_left_out_by_name(tmp_path: Path) -> None:
+    write_results(tmp_path, CARD, {"1.png": some(0, 2), "other.png": some(1, 3)})
+    (only,), others = read_predictions(tmp_path / "results.json", dataset(["1.png"]))
+    assert len(only) == 2
+    assert others == ["other.png"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,7 @@ def test_coco_results_are_read(tmp_path: Path) -> None:
         ([{"image_id": 1, "bbox": [1, 2, 3, None], "category_id": 3, "score": 1}], FormatError, "4 numbers"),
         ([{"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 3}], FormatError, "score"),
         ([{"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 3, "score": float("inf")}], FormatError, "finite"),
-        ([{"image_id": 9, "bbox": [1, 2, 3, 4], "category_id": 3, "score": 1}], EvaluationError, "image 9 is not"),
+        ([{"image_id": 9, "bbox": [1, 2, 3, 4], "category_id": 3, "score": 1}], EvaluationError, "such as 9, is in"),
         ([{"image_id": [1], "bbox": [1, 2, 3, 4], "category_id": 3, "score": 1}], FormatError, "named by its id"),
         ([{"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 4, "score": 1}], EvaluationError, "class 4"),
         ([7], FormatError, "no 'image_id'"),
@@ -137,7 +145,7 @@ def test_a_name_that_two_images_have_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps(content))
     with pytest.raises(EvaluationError, match="several images"):
         read_predictions(tmp_path / "p.json", dataset(["a/1.png", "b/1.png"]))
-    assert len(read_predictions(tmp_path / "p.json", dataset(["a/1.png", "b/2.png"]))[0]) == 1
+    assert len(read_predictions(tmp_path / "p.json", dataset(["a/1.png", "b/2.png"]))[0][0]) == 1
 
 
 def test_an_interrupted_run_keeps_what_it_has_and_a_failed_one_leaves_nothing(tmp_path: Path) -> None:

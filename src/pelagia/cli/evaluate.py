@@ -71,7 +71,10 @@ def evaluate(
     if predictor is None:
         # Boxes are compared unless the truth is oriented: the files carry no masks.
         dataset = dataset.with_task("oriented" if dataset.task == "oriented" else "detect")
-        result = score(dataset, read_predictions(source, dataset))
+        predictions, others = read_predictions(source, dataset)
+        if others:
+            say(f"left out: predictions for {len(others)} images that the truth does not have, such as {others[0]}")
+        result = score(dataset, predictions)
     else:
         result = evaluate_model(predictor.runtime, dataset, options, show=False if json else None)
     if json:

@@ -25,18 +25,21 @@ __all__ = ["read_predictions"]
 _Row = tuple[int, float, list[float], list[float] | None]
 
 
-def read_predictions(path: str | Path, dataset: Dataset) -> list[Instances]:
+def read_predictions(path: str | Path, dataset: Dataset) -> tuple[list[Instances], list[str]]:
     """One `Instances` per image of `dataset`, empty where the file says nothing of it, with the labels of `dataset`.
+
+    Beside them, the images with predictions that `dataset` does not have: they are left out, since it may be a split.
 
     For an oriented data set objects need `oriented`: cx, cy, w, h in pixels and the angle in radians, clockwise on the screen.
 
     Raises:
         FormatError: not one of the forms, or a value is missing or not a finite number.
-        EvaluationError: an image or a class is not in the data set, or two of its images have the file name.
+        EvaluationError: none of the images or a class is not in the data set, or two of its images have the file name.
     """
     content = read_json(path)
     objects = _objects(content, Path(path))
     rows: dict[int, list[_Row]] = defaultdict(list)
+    unknown: dict[str, None] = {}
     finder = _Finder(dataset, Path(path))
     for position, (image, item) in enumerate(objects):
         where = f"{path}#{position}"
@@ -51,8 +54,18 @@ def read_predictions(path: str | Path, dataset: Dataset) -> list[Instances]:
             raise FormatError("a box needs 4 finite numbers, an oriented one 5, and a score must be finite", where=where)
         if dataset.task == "oriented" and oriented is None:
             raise FormatError("the data are oriented, but this prediction has no `oriented` [cx, cy, w, h, angle]", where=where)
-        rows[finder.image(image)].append((finder.label(item), score, box, oriented))
-    return [_instances(rows.get(index, []), dataset.task == "oriented") for index in range(len(dataset))]
+        index = finder.image(image)
+        if index is None:
+            unknown[str(image)] = None
+        else:
+            rows[index].append((finder.label(item), score, box, oriented))
+    if unknown and not rows:
+        raise EvaluationError(
+            f"none of the {len(unknown)} images with predictions, such as {next(iter(unknown))}, is in the truth, which has "
+            f"{len(dataset)} images, such as {next(iter(dataset.names), 'none')}",
+            where=path,
+        )
+    return [_instances(rows.get(index, []), dataset.task == "oriented") for index in range(len(dataset))], list(unknown)
 
 
 def _instances(rows: list[_Row], oriented: bool) -> Instances:
@@ -125,19 +138,20 @@ class _Finder:
         self._classes = {category.name: label for label, category in enumerate(dataset.categories)}
         self._class_ids = {category.id: label for label, category in enumerate(dataset.categories)}
 
-    def image(self, key: int | str) -> int:
-        """Index of an image: by id, by name, or by the last part of a name if only one image has it."""
+    def image(self, key: int | str) -> int | None:
+        """Index of an image: by id, by name, or by the last part of a name if only one image has it; None if there is none."""
         if not isinstance(key, int | str):
             raise FormatError(f"an image is named by its id or its file name, got {key!r}", where=self._path)
         index = self._names.get(key) if isinstance(key, str) else self._ids.get(key)
         if index is not None:
             return index
         candidates = self._short.get(key.rsplit("/", 1)[-1], []) if isinstance(key, str) else []
-        if len(candidates) != 1:
-            known = f"{len(self._ids)} images, such as {next(iter(self._names), 'none')} (id {next(iter(self._ids), '-')})"
-            problem = "is the name of several images" if candidates else "is not"
-            raise EvaluationError(f"image {key!r} {problem} in the truth, which has {known}", where=self._path)
-        return candidates[0]
+        if len(candidates) > 1:
+            raise EvaluationError(
+                f"image {key!r} is the name of several images in the truth; write predictions with their folders",
+                where=self._path,
+            )
+        return candidates[0] if candidates else None
 
     def label(self, item: dict[str, Any]) -> int:
         """By name where the object has one, else by the source's id."""
