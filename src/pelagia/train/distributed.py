@@ -7,9 +7,8 @@ batch. Only the first process writes files.
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from pelagia.errors import OptionError
 
-__all__ = ["Group", "process_group"]
+__all__ = ["Group", "join_group"]
 
 #: How long the others wait while the first process validates and writes.
 _PATIENCE = timedelta(hours=3)
@@ -70,8 +69,7 @@ def _wire_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-@contextmanager
-def process_group(device: str) -> Iterator[Group]:
+def join_group(device: str) -> Group:
     """Join the processes that `torchrun` started (WORLD_SIZE, RANK, LOCAL_RANK in the environment), or stand alone.
 
     NCCL where each process has a GPU, gloo otherwise.
@@ -80,8 +78,7 @@ def process_group(device: str) -> Iterator[Group]:
         OptionError: more processes than GPUs on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or "RANK" not in os.environ:
-        yield Group()
-        return
+        return Group()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", world))
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
@@ -89,11 +86,8 @@ def process_group(device: str) -> Iterator[Group]:
         if local_world > torch.cuda.device_count():
             raise OptionError(f"{local_world} processes for {torch.cuda.device_count()} GPUs; lower torchrun --nproc-per-node")
         torch.cuda.set_device(local_rank)
-    mine = not dist.is_initialized()
-    if mine:
+    if not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=world, timeout=_PATIENCE)
-    try:
-        yield Group(rank, world, local_rank, local_world)
-    finally:
-        if mine:
-            dist.destroy_process_group()
+        # Not at the end of a run: the next one would meet under the same address while this one still leaves it, and hang.
+        atexit.register(dist.destroy_process_group)
+    return Group(rank, world, local_rank, local_world)

@@ -26,7 +26,7 @@ from pelagia.models import checkpoint
 from pelagia.models.model import Model
 from pelagia.train.checkpoint import Progress, read_progress, restore, save_last
 from pelagia.train.data import Batch, CachedDataset, ImageCache, Loader, Maker, Plan
-from pelagia.train.distributed import Group, process_group
+from pelagia.train.distributed import Group, join_group
 from pelagia.train.interrupt import Interrupt
 from pelagia.train.memory import available_bytes, fitting_batch
 from pelagia.train.optim import Schedule, choose_settings
@@ -38,6 +38,9 @@ from pelagia.train.trackers import Tracker, open_trackers
 from pelagia.train.validate import validate
 
 __all__ = ["train"]
+
+#: At least so long between two drawings of the curves, but for the last.
+_CURVES_PAUSE_S = 60.0
 
 Stopped = Literal["finished", "early", "interrupted"]
 
@@ -69,7 +72,8 @@ def train(
         TrainingError: not even one image fits into memory, or a resumed run's labels have changed.
     """
     options = resume_options(options, explicit) if options.resume else options
-    with process_group(options.device) as group, machine(options, group) as device:
+    group = join_group(options.device)
+    with machine(options, group) as device:
         # Which images the run learns from and is judged by, and where it lives.
         if options.resume:
             place = Path(options.resume)
@@ -262,7 +266,7 @@ def _record(engine: Engine, epoch: int, per_epoch: int) -> dict[str, Any]:
 def _tell_epoch(engine: Engine, folder: RunFolder, trackers: list[Tracker], record: dict[str, Any], last: bool) -> None:
     progress = engine.progress
     folder.metrics(progress.history)
-    folder.curves(progress.history)
+    folder.curves(progress.history, pause_s=_CURVES_PAUSE_S)
     terms = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
     text = f"epoch {record['epoch']}/{engine.options.epochs}: loss {record['loss']:.3f} ({terms})"
     if record.get("ap") is not None:
@@ -293,6 +297,7 @@ def _finish(engine: Engine, plan: Plan, folder: RunFolder, stopped: Stopped) -> 
     """The last sentence, and the run as an object."""
     progress, history = engine.progress, engine.progress.history
     best = next((record for record in history if record["epoch"] == progress.best_epoch), history[-1] if history else {})
+    folder.curves(history)
     if stopped == "interrupted":
         epoch, within = divmod(progress.step, plan.steps_per_epoch)
         where = f"epoch {epoch + 1} after {within} of {plan.steps_per_epoch} steps"

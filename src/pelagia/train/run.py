@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -98,6 +99,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, first: bool = True, quiet: bool = False) -> None:
         self.path, self.first, self.quiet = path, first, quiet
+        self._drawn = time.monotonic()
 
     @property
     def last(self) -> Path:
@@ -145,12 +147,12 @@ class RunFolder:
             lines = [json.dumps(record, allow_nan=False) + "\n" for record in history]
             files.write_text(self.path / "metrics.jsonl", "".join(lines))
 
-    def curves(self, history: Sequence[Mapping[str, Any]]) -> Path:
-        """`curves.png` from the records."""
-        path = self.path / "curves.png"
-        if self.first and history:
-            training_curves(history, path)
-        return path
+    def curves(self, history: Sequence[Mapping[str, Any]], *, pause_s: float = 0.0) -> None:
+        """`curves.png` from the records, unless it was drawn less than `pause_s` seconds ago: a plot takes half a second, on small
+        data as long as an epoch."""
+        if self.first and history and time.monotonic() - self._drawn >= pause_s:
+            training_curves(history, self.path / "curves.png")
+            self._drawn = time.monotonic()
 
     def batch_picture(self, batch: Batch, classes: Sequence[str], name: str = "train_batch.png") -> Path:
         """The images of a batch with their labels, as the network gets them."""
