@@ -45,6 +45,7 @@ ALLOWED = {
         "export",
     },
 }
+ALLOWED["__main__"] = {"cli"}
 ALLOWED["cli"] = {*ALLOWED["api"], "api", "", "train", "export"}
 
 ARRAY_SIDE = {"", "errors", "core", "data", "decode", "metrics", "infer", "report"}

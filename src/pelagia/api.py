@@ -17,7 +17,7 @@ from pelagia.core.card import ModelCard
 from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Category, Instances, Task
-from pelagia.errors import CheckpointError, OptionError
+from pelagia.errors import CheckpointError, ExportError, OptionError
 from pelagia.infer.predict import FileResult, PredictOptions, predict_files, predict_image
 from pelagia.infer.runtimes import OnnxRuntime, Runtime
 
@@ -216,7 +216,7 @@ class Predictor:
             MissingExtraError: the extra `export` is not installed.
         """
         if self.model is None:
-            raise CheckpointError("this is an exported file already; export from the checkpoint", where=self.path)
+            raise ExportError("this is an exported file already; export from the checkpoint", where=self.path)
         report = resolve("pelagia.export.onnx", purpose="export a model").export_onnx(self.model, path, **options)
         written: Path = report.path
         return written

@@ -1,0 +1,136 @@
+"""The exported file answers like the model, carries its card, and a file that does not agree is never left behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from pelagia.api import Predictor, create_model, load
+from pelagia.cli import main as cli_main
+from pelagia.core import boxes
+from pelagia.data.synthetic import draw_image
+from pelagia.errors import ExportError, OptionError
+from pelagia.export import onnx as export_module
+from pelagia.export.onnx import TOLERANCE, export_onnx
+from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime
+from pelagia.models import checkpoint
+from pelagia.models.model import Model
+from pelagia.models.registry import entry
+from pelagia.models.runtime import TorchRuntime
+
+SIZE = (64, 96)
+
+
+def scrambled(task: Any) -> Model:
+    """A small model whose weights and running statistics are far from their start, so that fusing them wrongly shows."""
+    torch.manual_seed(0)
+    model = create_model("yolo11n", ["a", "b", "c"], task=task, input_size=SIZE, options=dict(entry("yolo11n").tiny))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    model.card = replace(model.card, thresholds={"a": 0.5}, licence="CC-BY-4.0")
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=["detect", "oriented"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path, Any]:
+    model = scrambled(request.param)
+    path = tmp_path_factory.mktemp("export") / "m.onnx"
+    return model, path, export_onnx(model, path)
+
+
+def test_raw_outputs_are_equal_for_every_batch(exported: tuple[Model, Path, Any]) -> None:
+    model, path, report = exported
+    runtime = OnnxRuntime(path, threads=1)
+    names = {"boxes", "scores"} | ({"angles"} if model.card.task == "oriented" else set())
+    assert set(report.outputs) == names
+    assert all(item.relative <= TOLERANCE for item in report.outputs.values())
+    for batch in (1, 2, 5):
+        images = np.random.default_rng(batch).normal(0, 1, (batch, 3, *SIZE)).astype(np.float32)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(images))
+        for name, value in runtime.run(images).items():
+            np.testing.assert_allclose(value, expected[name].numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_card_is_in_the_file(exported: tuple[Model, Path, Any]) -> None:
+    model, path, report = exported
+    assert OnnxRuntime(path, threads=1).card == model.card
+    graph = onnx.load(path)
+    onnx.checker.check_model(graph)
+    assert {item.key for item in graph.metadata_props} >= {CARD_KEY, "license"}
+    assert graph.opset_import[0].version == report.opset
+    assert report.size_bytes == path.stat().st_size
+    json.dumps(report.to_dict())
+
+
+def test_the_model_is_left_as_it_was(exported: tuple[Model, Path, Any]) -> None:
+    model, _, _ = exported
+    fresh = scrambled(model.card.task)
+    for (name, value), (other, wanted) in zip(model.state_dict().items(), fresh.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(value, wanted)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_predictions_are_alike(exported: tuple[Model, Path, Any]) -> None:
+    model, path, _ = exported
+    image = draw_image(np.random.default_rng(0), 300, 200).image
+    # Scrambled scores are often 1 to the last digit, and which of them suppresses the others is then chance: nothing is suppressed.
+    from_file = load(path).predict(image, score=0.05, nms_iou=1.0)
+    from_model = Predictor(TorchRuntime(model)).predict(image, score=0.05, nms_iou=1.0)
+    assert len(from_file) == len(from_model) > 20
+    np.testing.assert_allclose(from_file.scores, from_model.scores, atol=1e-4)
+    # Objects of nearly equal score may change places, so each is looked for among all.
+    same = boxes.iou(from_file.box_array, from_model.box_array) * (from_file.labels[:, None] == from_model.labels)
+    assert (same.max(axis=1) > 0.99).all()
+    assert (same.max(axis=0) > 0.99).all()
+
+
+def test_a_file_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scrambled("detect")
+    target = tmp_path / "m.onnx"
+    target.write_text("what was there before")
+    right = export_module._trace
+
+    def wrong(*args: Any) -> onnx.ModelProto:
+        graph = right(*args)
+        for weight in graph.graph.initializer:
+            if weight.data_type == onnx.TensorProto.FLOAT and len(weight.dims) == 4:
+                values = onnx.numpy_helper.to_array(weight) * 1.5
+                weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), weight.name))
+        return graph
+
+    monkeypatch.setattr(export_module, "_trace", wrong)
+    with pytest.raises(ExportError, match="differs from the model"):
+        export_onnx(model, target)
+    assert target.read_text() == "what was there before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = scrambled("detect")
+    checkpoint.save(tmp_path / "best.safetensors", model, model.card)
+    with pytest.raises(SystemExit) as stop:
+        cli_main.main(["export", str(tmp_path), "--json"])
+    assert stop.value.code == 0
+    report = json.loads(capsys.readouterr().out)
+    assert Path(report["path"]) == tmp_path / "best.onnx"
+    assert OnnxRuntime(tmp_path / "best.onnx").card.thresholds == {"a": 0.5}
+    with pytest.raises(ExportError, match="exported file already"):
+        load(tmp_path / "best.onnx").export(tmp_path / "again.onnx")
+    with pytest.raises(OptionError):
+        load(tmp_path / "best.safetensors").export(tmp_path)
