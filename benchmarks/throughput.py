@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from training import SETTINGS, ask_peer, open_data
 
 import pelagia
 from pelagia.api import Predictor
 from pelagia.data.convert import convert
 from pelagia.models.runtime import TorchRuntime
+from training import SETTINGS, ask_peer, open_data
 
 IMAGES = 30
 
