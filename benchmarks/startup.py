@@ -3,9 +3,9 @@
     python benchmarks/startup.py --model MODEL.onnx --image IMAGE [--python BASE_ENV/bin/python]
                                   [--peer-python PEER_ENV/bin/python --peer-model PEER.onnx]
 
-Whole processes, wall seconds, median of `--rounds` after one that warms the disk: `import pelagia`, `pelagia --help`, the first prediction of
-an exported model, and the same of the peer with the same file. `--python` names the environment of Pelagia to measure, such as one
-with the base dependencies alone; its size and the peer's are printed.
+Whole processes, wall seconds, median of `--rounds` after one that warms the disk: `import pelagia`, `pelagia --help`, the first
+prediction of an exported model, and the same of the peer with its own export. `--python` names the environment of Pelagia to
+measure, such as one with the base dependencies alone; its size and the peer's are printed.
 """
 
 from __future__ import annotations
