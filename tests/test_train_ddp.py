@@ -39,17 +39,20 @@ def gradients(data: Dataset, group: Group) -> dict[str, torch.Tensor]:
 def launch(code: str, world: int = 2) -> None:
     """Run `code` in `world` processes with the environment that torchrun sets."""
     head = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n"
-    shared = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(20_000 + os.getpid() % 20_000),
-        "WORLD_SIZE": str(world),
-    }
-    environments = [
-        {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)} for rank in range(world)
-    ]
-    running = [subprocess.Popen([sys.executable, "-c", head + code], env=environment) for environment in environments]
-    assert [process.wait(timeout=300) for process in running] == [0] * world
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    running = []
+    for rank in range(world):
+        environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        running.append(subprocess.Popen([sys.executable, "-c", head + code], env=environment))
+    try:
+        assert [process.wait(timeout=200) for process in running] == [0] * world
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize("oriented", [False, True])

@@ -73,7 +73,8 @@ class Run:
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of what numbers depend on."""
     found = {"python": platform.python_version(), "platform": platform.platform(), "pelagia": pelagia.__version__}
-    for name in ("torch", "torchvision", "numpy", "opencv-python-headless", "safetensors", "timm"):
+    found["torch"] = str(torch.__version__)  # with the build, which numbers depend on as well
+    for name in ("torchvision", "numpy", "opencv-python-headless", "safetensors", "timm"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -148,8 +149,10 @@ class RunFolder:
             files.write_text(self.path / "metrics.jsonl", "".join(lines))
 
     def curves(self, history: Sequence[Mapping[str, Any]], *, pause_s: float = 0.0) -> None:
-        """`curves.png` from the records, unless it was drawn less than `pause_s` seconds ago: a plot takes half a second, on small
-        data as long as an epoch."""
+        """`curves.png` from the records, unless it was drawn less than `pause_s` seconds ago.
+
+        A plot takes half a second, on small data as long as an epoch.
+        """
         if self.first and history and time.monotonic() - self._drawn >= pause_s:
             training_curves(history, self.path / "curves.png")
             self._drawn = time.monotonic()
