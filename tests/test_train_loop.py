@@ -20,6 +20,7 @@ from pelagia.models import checkpoint
 from pelagia.models.grids.yolo11 import YOLO11
 from pelagia.models.model import Model, Targets
 from pelagia.models.registry import create
+from pelagia.nn.backbones import TimmBackbone
 from pelagia.train.data import Plan
 from pelagia.train.loop import train
 from pelagia.train.memory import available_bytes, fitting_batch, step_bytes
@@ -249,6 +250,26 @@ def test_weights_of_a_run_are_taken_over_with_their_licence(run: Run, data: Data
         torch.allclose(learnt[name], tensors[name], atol=1e-6) for name in tensors if "running" not in name and "num" not in name
     )
     assert "tensors loaded" in (found.folder / "log.txt").read_text()
+
+
+def test_a_timm_backbone_and_its_weights(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(self: TimmBackbone) -> str:
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.fill_(0.125)
+        return "Apache-2.0"
+
+    monkeypatch.setattr(TimmBackbone, "load_pretrained", fetched)
+    chosen = options(tmp_path / "run", epochs=1, val_fraction=0.0, freeze="backbone", pretrained=True)
+    found = train(replace(chosen, backbone="timm:mobilenetv3_small_050"), data, quiet=True)
+    card = checkpoint.load(found.best).card
+    assert card.licence == "Apache-2.0"
+    assert card.normalisation.mean == pytest.approx((0.485, 0.456, 0.406))
+    names = [name for name in state(found.last) if name.startswith("backbone") and name.endswith("conv_pw.weight")]
+    assert names
+    assert all((state(found.last)[name] == 0.125).all() for name in names)
+    with pytest.raises(OptionError, match="--backbone timm:NAME"):
+        train(options(tmp_path / "other", pretrained=True), data, quiet=True)
 
 
 def test_frozen_parts_keep_weights_and_statistics(data: Dataset, tmp_path: Path) -> None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from pelagia.core.files import read_json
+from pelagia.core.card import ModelCard
 from pelagia.data.augment import Transform
 from pelagia.data.dataset import Dataset
-from pelagia.errors import TrainingError
 from pelagia.infer.progress import bar
 from pelagia.infer.scale import training_scale
 from pelagia.models import checkpoint
@@ -74,58 +74,15 @@ def train(
     options = resume_options(options, explicit) if options.resume else options
     group = join_group(options.device)
     with machine(options, group) as device:
-        # Which images the run learns from and is judged by, and where it lives.
-        if options.resume:
-            place = Path(options.resume)
-            folder = RunFolder(place if place.is_dir() else place.parent, first=group.first, quiet=quiet)
-            tensors, _, progress = read_progress(folder.last if place.is_dir() else place)
-            folds = _folds_of_run(options, dataset, val, folder)
-        else:
-            folds = find_folds(options, dataset, val)
-            path = Path(options.out) if options.out else default_folder(options, dataset)
-            folder = RunFolder(Path(group.share(str(path))), first=group.first, quiet=quiet)
-        folder.begin(options, resumed=bool(options.resume))
-        _tell_folds(folder, folds)
-
-        # The network with its first weights, and how many images a step fits into memory.
-        start = start_model(options, folds.train, device)
-        model = start.model
-        for line in (describe(model, start.frozen), *(start.transfer.lines() if start.transfer else ())):
-            folder.say(line)
-        if not options.resume:
-            batch = _choose_batch(options, group, model, len(folds.train), folder)
-            steps = options.epochs * Plan(len(folds.train), batch, options.seed).steps_per_epoch
-            progress = Progress(choose_settings(options, batch, steps))
-        plan = Plan(len(folds.train), progress.settings.batch, options.seed)
-
-        # Optimiser, schedule and moving average; a run that goes on gets all tensors back from its checkpoint.
-        facts = _facts(options, folds, progress, device, start.weights)
-        folder.write("run.json", facts)
-        model.card = replace(model.card, manifest=facts)
-        engine = build_engine(options, group, model, progress, Schedule.of(options, plan.steps_per_epoch))
-        if options.resume:
-            restore(tensors, model, engine.average, engine.optimizer, where=folder.last)
-            folder.say(f"resumed after step {progress.step} (epoch {progress.step // plan.steps_per_epoch + 1})")
-
-        # Batches are prepared ahead, from decoded images kept in memory as far as it reaches.
-        free = available_bytes() // 4 // group.local_world
-        cache = ImageCache(free if options.cache_bytes is None else options.cache_bytes)
-        maker = Maker(
-            dataset=CachedDataset.wrap(folds.train, cache),
-            augment=options.augment,
-            input_size=(options.imgsz, options.imgsz),
-            seed=options.seed,
-            plain_from=options.epochs - min(options.close_mosaic, options.epochs // 3),
-            transform=transform,
-        )
-        workers = choose_workers(options, device, group)
-        loader = Loader(maker, plan, workers=workers, rank=group.rank, world=group.world, pin=device.type == "cuda")
-        judged = None if folds.val is None else CachedDataset.wrap(folds.val, cache)
+        setting = _set_up(options, dataset, val, RunFolder(_place(options, dataset, group), first=group.first, quiet=quiet))
+        folder = setting.folder
+        engine, plan = _build(options, group, device, setting)
+        loader, judged = _feed(engine, plan, setting.folds, transform)
+        settings, done = engine.progress.settings, engine.progress.step // plan.steps_per_epoch
         folder.say(
             f"{options.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch} images on {device_name(device)}; "
-            f"{progress.settings.optimizer} at rate {progress.settings.lr:.3g}; everything is written to {folder.path}"
+            f"{settings.optimizer} at rate {settings.lr:.3g}; everything is written to {folder.path}"
         )
-        done = progress.step // plan.steps_per_epoch
         trackers = open_trackers(options.track, folder.path, options.to_dict(), done) if group.first else []
         try:
             stopped = _epochs(engine, loader, judged, folder, trackers, on_step)
@@ -133,6 +90,90 @@ def train(
             for tracker in trackers:
                 tracker.close()
         return _finish(engine, plan, folder, stopped)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """Where the run lives, the images it learns from and is judged by, and for a run that goes on its state."""
+
+    folder: RunFolder
+    folds: Folds
+    saved: tuple[dict[str, Tensor], ModelCard, Progress] | None
+
+
+def _place(options: TrainOptions, dataset: Dataset, group: Group) -> Path:
+    if options.resume:
+        given = Path(options.resume)
+        return given if given.is_dir() else given.parent
+    return Path(group.share(options.out or str(default_folder(options, dataset))))
+
+
+def _set_up(options: TrainOptions, dataset: Dataset, val: Dataset | None, folder: RunFolder) -> _Setting:
+    """Divide the images, or take over the division of the run that goes on; say what was left out."""
+    saved = None
+    if options.resume:
+        saved = read_progress(folder.last if Path(options.resume).is_dir() else Path(options.resume))
+        folds = same_folds(options, dataset, val, folder.path)
+    else:
+        folds = find_folds(options, dataset, val)
+    folder.begin(options, resumed=saved is not None)
+    count = len(folds.val) if folds.val is not None else 0
+    objects = len(folds.train.annotations)
+    folder.say(f"{len(folds.train)} images with {objects} objects to learn from, {count} images to validate on")
+    folder.write("split.json", folds.names())
+    if folds.skipped:
+        folder.write("skipped.json", folds.skipped)
+        total = sum(int(item["count"]) for item in folds.skipped)
+        folder.say(f"{total} items were skipped or corrected, listed in {folder.path / 'skipped.json'}:")
+        for item in folds.skipped[:5]:
+            folder.say(f"  {item['severity']}: {item['where']}: {item['message']} ({item['count']})")
+    return _Setting(folder, folds, saved)
+
+
+def _build(options: TrainOptions, group: Group, device: torch.device, setting: _Setting) -> tuple[Engine, Plan]:
+    """The network with its first weights, the batch that fits into memory, optimiser, schedule and average.
+
+    A run that goes on keeps batch, rate and card of its first step, and gets all tensors back from its checkpoint.
+    """
+    folds, folder, saved = setting.folds, setting.folder, setting.saved
+    start = start_model(options, folds.train, device, None if saved is None else saved[1])
+    model = start.model
+    for line in (describe(model, start.frozen), *(start.transfer.lines() if start.transfer else ())):
+        folder.say(line)
+    if saved is None:
+        batch = _choose_batch(options, group, model, len(folds.train), folder)
+        steps = options.epochs * Plan(len(folds.train), batch, options.seed).steps_per_epoch
+        progress = Progress(choose_settings(options, batch, steps))
+    else:
+        progress = saved[2]
+    plan = Plan(len(folds.train), progress.settings.batch, options.seed)
+    facts = _facts(options, folds, progress, device, start.weights)
+    folder.write("run.json", facts)
+    model.card = replace(model.card, manifest=facts)
+    engine = build_engine(options, group, model, progress, Schedule.of(options, plan.steps_per_epoch))
+    if saved is not None:
+        restore(saved[0], model, engine.average, engine.optimizer, where=folder.last)
+        folder.say(f"resumed after step {progress.step} (epoch {progress.step // plan.steps_per_epoch + 1})")
+    return engine, plan
+
+
+def _feed(engine: Engine, plan: Plan, folds: Folds, transform: Transform | None) -> tuple[Loader, Dataset | None]:
+    """Batches, prepared ahead, and the images to validate on; both from decoded images kept in memory as far as it reaches."""
+    options, group, device = engine.options, engine.group, engine.device
+    workers = choose_workers(options, device, group)
+    free = available_bytes() // 4 // group.local_world
+    # Each worker process keeps images of its own.
+    cache = ImageCache((free if options.cache_bytes is None else options.cache_bytes) // max(workers, 1))
+    maker = Maker(
+        dataset=CachedDataset.wrap(folds.train, cache),
+        augment=options.augment,
+        input_size=(options.imgsz, options.imgsz),
+        seed=options.seed,
+        plain_from=options.epochs - min(options.close_mosaic, options.epochs // 3),
+        transform=transform,
+    )
+    loader = Loader(maker, plan, workers=workers, rank=group.rank, world=group.world, pin=device.type == "cuda")
+    return loader, None if folds.val is None else CachedDataset.wrap(folds.val, cache)
 
 
 def _epochs(
@@ -148,7 +189,7 @@ def _epochs(
     folder.metrics(progress.history)
     with Interrupt() as interrupt, closing(loader.batches(progress.step, options.epochs * per_epoch)) as batches:
         for epoch in range(progress.step // per_epoch, options.epochs):
-            began, before, waited = time.perf_counter(), progress.seconds, 0.0
+            began, before, waited, first = time.perf_counter(), progress.seconds, 0.0, progress.step
             show = False if folder.quiet or not folder.first else None
             with bar(f"epoch {epoch + 1}/{options.epochs}", per_epoch, show=show) as move:
                 move(progress.step - epoch * per_epoch, "")
@@ -176,7 +217,7 @@ def _epochs(
                 record |= validate(engine, val, folder, epoch)
             progress.seconds = before + time.perf_counter() - began
             record |= {"seconds": round(progress.seconds, 3), "waiting": round(waited / trained, 4)}
-            record |= {"images_per_second": round(per_epoch * loader.plan.batch / trained, 2)}
+            record |= {"images_per_second": round((progress.step - first) * loader.plan.batch / trained, 2)}
             progress.history.append(record)
             progress.sums = {}
             last = epoch + 1 == options.epochs or _no_progress(engine)
@@ -187,31 +228,6 @@ def _epochs(
                 folder.say(f"no better AP for {options.patience} epochs: stopped early")
                 return "early"
     return "finished"
-
-
-def _folds_of_run(options: TrainOptions, dataset: Dataset, val: Dataset | None, folder: RunFolder) -> Folds:
-    """The images of a run that goes on."""
-    facts = read_json(folder.path / "run.json", 100_000_000)
-    folds = same_folds(options, dataset, val, read_json(folder.path / "split.json", 2_000_000_000))
-    if facts.get("data") != _data_hashes(folds):
-        raise TrainingError(
-            f"the labels have changed since the run began, so it cannot go on; start a new one with --weights {folder.path}",
-            where=folder.path,
-        )
-    return folds
-
-
-def _tell_folds(folder: RunFolder, folds: Folds) -> None:
-    count = len(folds.val) if folds.val is not None else 0
-    objects = len(folds.train.annotations)
-    folder.say(f"{len(folds.train)} images with {objects} objects to learn from, {count} images to validate on")
-    folder.write("split.json", folds.names())
-    if folds.skipped:
-        folder.write("skipped.json", folds.skipped)
-        total = sum(int(item["count"]) for item in folds.skipped)
-        folder.say(f"{total} items were skipped or corrected, listed in {folder.path / 'skipped.json'}:")
-        for item in folds.skipped[:5]:
-            folder.say(f"  {item['severity']}: {item['where']}: {item['message']} ({item['count']})")
 
 
 def _choose_batch(options: TrainOptions, group: Group, model: Model, images: int, folder: RunFolder) -> int:
@@ -227,16 +243,12 @@ def _choose_batch(options: TrainOptions, group: Group, model: Model, images: int
     return fitting * group.world
 
 
-def _data_hashes(folds: Folds) -> dict[str, str]:
-    return {"train": folds.train.content_hash, "val": folds.val.content_hash if folds.val is not None else ""}
-
-
 def _facts(
     options: TrainOptions, folds: Folds, progress: Progress, device: torch.device, weights: dict[str, Any]
 ) -> dict[str, Any]:
     """What `run.json` and the card of every checkpoint say about the run."""
     return {
-        "data": _data_hashes(folds),
+        "data": folds.hashes(),
         "images": {"train": len(folds.train), "val": len(folds.val) if folds.val is not None else 0},
         "seed": options.seed,
         "settings": asdict(progress.settings),

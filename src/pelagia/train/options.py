@@ -102,6 +102,9 @@ class TrainOptions:
         default=1.0, metadata=_help("Factor on the backbone's learning rate, such as 0.1 for fine tuning.")
     )
     backbone: str = field(default="", metadata=_help("Another backbone for the model, such as timm:resnet18.a1_in1k."))
+    pretrained: bool = field(
+        default=False, metadata=_help("Fetch the weights of the timm backbone: the one option here that asks the network.")
+    )
 
     val_fraction: float = field(default=0.2, metadata=_help("Share of the images held out when the data have no such split."))
     val_every: int = field(default=1, metadata=_help("Validate every so many epochs; the last epoch always is."))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,12 +12,15 @@ from typing import Any
 
 import cv2
 import numpy as np
+import timm
 import torch
 
 from pelagia.core import image as core_image
+from pelagia.core.card import ModelCard
+from pelagia.core.files import read_json
 from pelagia.data.dataset import Dataset
 from pelagia.data.split import read_splits, split
-from pelagia.errors import DataError, ImageError, OptionError
+from pelagia.errors import DataError, ImageError, OptionError, TrainingError
 from pelagia.infer.runtimes import cpu_count
 from pelagia.models import checkpoint
 from pelagia.models.foreign import load_foreign
@@ -29,6 +32,9 @@ from pelagia.train.options import TrainOptions
 from pelagia.train.transfer import Transfer, freeze, transfer
 
 __all__ = ["Folds", "Start", "choose_workers", "describe", "find_folds", "machine", "same_folds", "start_model"]
+
+#: Of `split.json` and `run.json`: twenty million images.
+_LIST_LIMIT_BYTES = 2_000_000_000
 
 _VAL_NAMES = ("val", "valid", "validation")
 
@@ -101,6 +107,10 @@ class Folds:
         """What `split.json` holds."""
         return {"train": list(self.train.names), "val": list(self.val.names) if self.val is not None else []}
 
+    def hashes(self) -> dict[str, str]:
+        """Content hashes of both, by which a run knows its data again."""
+        return {"train": self.train.content_hash, "val": self.val.content_hash if self.val is not None else ""}
+
 
 def find_folds(options: TrainOptions, dataset: Dataset, val: Dataset | None) -> Folds:
     """Training and validation images: `val` if given, else the data's own splits, else a split by fraction and seed.
@@ -150,15 +160,23 @@ def _own_folds(options: TrainOptions, dataset: Dataset) -> tuple[Dataset, Datase
     return train.subset(parts["train"]), train.subset(parts["val"])
 
 
-def same_folds(options: TrainOptions, dataset: Dataset, val: Dataset | None, names: Mapping[str, Sequence[str]]) -> Folds:
-    """The folds of a run that goes on, by the names in its `split.json`.
+def same_folds(options: TrainOptions, dataset: Dataset, val: Dataset | None, folder: Path) -> Folds:
+    """The folds of the run in `folder`, by the names in its `split.json`.
 
     Raises:
         DataError: an image of the run is gone.
+        TrainingError: the labels are others than when the run began.
     """
+    names = read_json(folder / "split.json", _LIST_LIMIT_BYTES)
     dataset = dataset if options.task is None else dataset.with_task(options.task)
     held = dataset if val is None else val.with_task(dataset.task)
-    return Folds(_by_name(dataset, names["train"]), _by_name(held, names["val"]) if names["val"] else None, [])
+    folds = Folds(_by_name(dataset, names["train"]), _by_name(held, names["val"]) if names["val"] else None, [])
+    if read_json(folder / "run.json", _LIST_LIMIT_BYTES).get("data") != folds.hashes():
+        raise TrainingError(
+            f"the labels have changed since the run began, so it cannot go on; start anew with --weights {folder}",
+            where=folder,
+        )
+    return folds
 
 
 def _by_name(dataset: Dataset, names: Sequence[str]) -> Dataset:
@@ -199,8 +217,10 @@ class Start:
     frozen: tuple[str, ...]
 
 
-def start_model(options: TrainOptions, train: Dataset, device: torch.device) -> Start:
+def start_model(options: TrainOptions, train: Dataset, device: torch.device, known: ModelCard | None = None) -> Start:
     """Build the network for the classes and the task of `train`, take weights over, freeze.
+
+    `known` is the card of a run that goes on: its weights follow from its checkpoint, so none are taken over.
 
     Raises:
         ModelError, OptionError, CheckpointError: the network cannot be built, or the weights do not fit.
@@ -208,18 +228,36 @@ def start_model(options: TrainOptions, train: Dataset, device: torch.device) -> 
     torch.manual_seed(options.seed)
     chosen = {"backbone": options.backbone} if options.backbone else None
     model = create(options.model, train.categories, train.task, input_size=options.imgsz, options=chosen)
-    report, facts, base = None, {}, model.card.normalisation
-    card = replace(model.card, licence="the trainer's choice (trained from random weights)", source="")
-    if options.weights:
-        source = _weights(Path(options.weights))
-        report = transfer(model, source.state_dict(), source.card.class_names, where=options.weights)
-        base = source.card.normalisation
-        card = replace(card, licence=source.card.licence, source=f"{source.card.name}, {Path(options.weights).name}")
-        facts = {"file": options.weights, "licence": source.card.licence, **report.to_dict()}
-    model.card = replace(card, normalisation=measure_window(train, base))
+    report, facts = None, {}
+    if known is not None:
+        model.card, facts = known, known.manifest.get("weights", {})
+    else:
+        card = replace(model.card, licence="the trainer's choice (trained from random weights)", source="")
+        base = model.card.normalisation
+        if options.pretrained:
+            licence = _pretrain(model)
+            means = timm.get_pretrained_cfg(options.backbone.removeprefix("timm:"))
+            base = replace(base, mean=tuple(means.mean), std=tuple(means.std))  # what the backbone was trained with
+            card = replace(card, licence=licence, source=f"backbone {options.backbone}")
+            facts = {"file": options.backbone, "licence": licence}
+        if options.weights:
+            source = _weights(Path(options.weights))
+            report = transfer(model, source.state_dict(), source.card.class_names, where=options.weights)
+            base = source.card.normalisation
+            card = replace(card, licence=source.card.licence, source=f"{source.card.name}, {Path(options.weights).name}")
+            facts = {"file": options.weights, "licence": source.card.licence, **report.to_dict()}
+        model.card = replace(card, normalisation=measure_window(train, base))
     frozen = freeze(model, options.freeze)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     return Start(model.to(device=device, memory_format=layout), report, facts, frozen)  # type: ignore[call-overload]
+
+
+def _pretrain(model: Model) -> str:
+    """Fetch the weights of the model's backbone; returns their licence."""
+    fetch = getattr(getattr(model, "backbone", None), "load_pretrained", None)
+    if fetch is None:
+        raise OptionError(f"--pretrained: {model.card.name} has no weights of its own to fetch; add --backbone timm:NAME")
+    return str(fetch())
 
 
 def _weights(path: Path) -> Model:
