@@ -52,7 +52,9 @@ def test_evaluate(tmp_path: Path, image: np.ndarray) -> None:
     truth = Instances(labels=np.array([0]), boxes=np.array([[24.0, 8, 32, 16]]))
     data = Dataset.from_instances([Category(3, "red")], [(tmp_path / "a.png", (64, 64), truth)])
     path = write_tiny(tmp_path / "m.onnx")
-    assert pelagia.evaluate(path, data, show=False).ap == pytest.approx(1.0)
+    result = pelagia.evaluate(path, data, show=False)
+    assert result.ap == pytest.approx(1.0)
+    assert "AP50           1.000" in str(result)
     assert pelagia.evaluate(pelagia.load(path), data, show=False, batch=2).ap == pytest.approx(1.0)
     with pytest.raises(OptionError, match="unknown option"):
         pelagia.evaluate(path, data, threshold=0.1)

@@ -174,6 +174,9 @@ class DetectionResult:
         header, rows = self.class_rows()
         return [head, *numbers, "", *_table([header, *rows])]
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
 
 _PLAIN = (
     *("kind", "images", "truths", "predictions", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ap_all", "ap50_all"),
