@@ -263,8 +263,9 @@ class YOLO11(Model):
         with torch.no_grad():
             place = (targets.batch[owner], cell)
             angle = None if angles is None else angles[place]
-            found = _rectangles(expected_distances(sides)[place], angle, centres[cell], strides[cell])
-            overlap = (probiou if oriented else upright.iou_aligned)(found, truth[owner])
+            found, wanted = _rectangles(expected_distances(sides)[place], angle, centres[cell], strides[cell]), truth[owner]
+            # CIoU instead of the paper's IoU: among boxes of like overlap it prefers the centred and well shaped one.
+            overlap = probiou(found, wanted) if oriented else upright.iou_aligned(found, wanted, "ciou").clamp(min=0.0)
             chance = scores[targets.batch[owner], targets.labels[owner], cell].sigmoid()
         options = self.options
         positive = task_aligned(
