@@ -55,24 +55,25 @@ def launch(code: str, world: int = 2) -> None:
             process.wait()
 
 
-@pytest.mark.parametrize("oriented", [False, True])
-def test_gradients_are_those_of_one_process_with_the_whole_batch(oriented: bool, tmp_path: Path) -> None:
-    data = draw(tmp_path / "data", BATCH, oriented=oriented)
-    expected = gradients(data, Group())
+def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path: Path) -> None:
     launch(f"""
 import torch
 from test_train_ddp import BATCH, draw, gradients
 from pelagia.train.distributed import join_group
-group = join_group("cpu")
-found = gradients(draw(Path({str(tmp_path)!r}) / f"data{{group.rank}}", BATCH, oriented={oriented}), group)
-torch.save(found, Path({str(tmp_path)!r}) / f"{{group.rank}}.pt")
+
+root, group = Path({str(tmp_path)!r}), join_group("cpu")
+for oriented in (False, True):
+    data = draw(root / f"images{{group.rank}}", BATCH, oriented=oriented)
+    torch.save(gradients(data, group), root / f"{{oriented}}{{group.rank}}.pt")
 """)
-    assert any(value.abs().max() > 1e-3 for value in expected.values())
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-12), name
+    for oriented in (False, True):
+        expected = gradients(draw(tmp_path / "images", BATCH, oriented=oriented), Group())
+        assert any(value.abs().max() > 1e-3 for value in expected.values())
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{oriented}{rank}.pt", weights_only=True)
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-12), name
 
 
 def test_a_run_of_two_processes_is_written_once_and_resumes(tmp_path: Path) -> None:

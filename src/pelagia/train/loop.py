@@ -39,9 +39,6 @@ from pelagia.train.validate import validate
 
 __all__ = ["train"]
 
-#: At least so long between two drawings of the curves, but for the last.
-_CURVES_PAUSE_S = 60.0
-
 Stopped = Literal["finished", "early", "interrupted"]
 
 
@@ -278,7 +275,9 @@ def _record(engine: Engine, epoch: int, per_epoch: int) -> dict[str, Any]:
 def _tell_epoch(engine: Engine, folder: RunFolder, trackers: list[Tracker], record: dict[str, Any], last: bool) -> None:
     progress = engine.progress
     folder.metrics(progress.history)
-    folder.curves(progress.history, pause_s=_CURVES_PAUSE_S)
+    folder.curves(progress.history)
+    if last:
+        folder.draw()
     terms = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
     text = f"epoch {record['epoch']}/{engine.options.epochs}: loss {record['loss']:.3f} ({terms})"
     if record.get("ap") is not None:
@@ -309,7 +308,7 @@ def _finish(engine: Engine, plan: Plan, folder: RunFolder, stopped: Stopped) -> 
     """The last sentence, and the run as an object."""
     progress, history = engine.progress, engine.progress.history
     best = next((record for record in history if record["epoch"] == progress.best_epoch), history[-1] if history else {})
-    folder.curves(history)
+    folder.draw()
     if stopped == "interrupted":
         epoch, within = divmod(progress.step, plan.steps_per_epoch)
         where = f"epoch {epoch + 1} after {within} of {plan.steps_per_epoch} steps"

@@ -17,13 +17,12 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,8 +40,12 @@ from pelagia.train.options import CONFIG_NAME, TrainOptions
 
 __all__ = ["Run", "RunFolder", "batch_truths", "contact_sheet", "default_folder", "versions"]
 
-_PICTURE_SIDE = 320
+#: Longer side in pixels of a picture on a sheet, and most pictures of a batch.
+_PICTURE_SIDE = 400
 _MOST_PICTURES = 16
+
+#: At least so many seconds between two drawings, but for the last.
+PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class RunFolder:
     def __init__(self, path: Path, *, first: bool = True, quiet: bool = False) -> None:
         self.path, self.first, self.quiet = path, first, quiet
         self._drawn = time.monotonic()
+        self._later: dict[str, Callable[[], object]] = {}
 
     @property
     def last(self) -> Path:
@@ -148,36 +152,44 @@ class RunFolder:
             lines = [json.dumps(record, allow_nan=False) + "\n" for record in history]
             files.write_text(self.path / "metrics.jsonl", "".join(lines))
 
-    def curves(self, history: Sequence[Mapping[str, Any]], *, pause_s: float = 0.0) -> None:
-        """`curves.png` from the records, unless it was drawn less than `pause_s` seconds ago.
+    def curves(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """`curves.png` from the records; drawn later if something was drawn a short while ago."""
+        if self.first and history:
+            self._later["curves"] = lambda: training_curves(history, self.path / "curves.png")
+            self.draw(pause_s=PAUSE_S)
 
-        A plot takes half a second, on small data as long as an epoch.
+    def draw(self, *, pause_s: float = 0.0) -> None:
+        """Draw what waits to be drawn, unless something was drawn less than `pause_s` seconds ago.
+
+        A plot takes half a second, on small data as long as an epoch; so pictures are not made anew after every epoch.
         """
-        if self.first and history and time.monotonic() - self._drawn >= pause_s:
-            training_curves(history, self.path / "curves.png")
+        if time.monotonic() - self._drawn >= pause_s:
+            for work in self._later.values():
+                work()
+            self._later.clear()
             self._drawn = time.monotonic()
 
     def batch_picture(self, batch: Batch, classes: Sequence[str], name: str = "train_batch.png") -> Path:
         """The images of a batch with their labels, as the network gets them."""
         path = self.path / name
         if self.first:
-            images = [np.ascontiguousarray(image) for image in _stored(batch)[:_MOST_PICTURES]]
-            truths = batch_truths(batch.targets)
-            drawn = [draw.draw_instances(image, truth, classes) for image, truth in zip(images, truths, strict=False)]
+            shown = zip(_stored(batch)[:_MOST_PICTURES], batch_truths(batch.targets), strict=False)
+            drawn = [draw.draw_instances(*_fitted(np.ascontiguousarray(image), truth), classes) for image, truth in shown]
             core_image.write(path, contact_sheet(drawn))
         return path
 
-    def prediction_picture(self, dataset: Dataset, found: Sequence[Instances], classes: Sequence[str]) -> Path:
-        """Pairs of truth (left) and prediction (right) of the first validation images."""
-        path = self.path / "val_predictions.png"
+    def predictions(self, dataset: Dataset, found: Sequence[Instances]) -> None:
+        """`val_predictions.png`: pairs of truth (left) and prediction (right) of the first images; drawn later as `curves`."""
+
+        def work() -> None:
+            pairs = [(index, objects) for index, item in enumerate(found) for objects in (dataset.truth(index), item)]
+            fitted = (_fitted(dataset.image(index), objects) for index, objects in pairs)
+            pictures = [draw.draw_instances(image, objects, dataset.class_names) for image, objects in fitted]
+            core_image.write(self.path / "val_predictions.png", contact_sheet(pictures, columns=4))
+
         if self.first:
-            pictures: list[NDArray[np.uint8]] = []
-            for index, predicted in enumerate(found):
-                image = dataset.image(index)
-                pictures.append(draw.draw_instances(image, dataset.truth(index), dataset.class_names))
-                pictures.append(draw.draw_instances(image, predicted, classes))
-            core_image.write(path, contact_sheet(pictures, columns=4))
-        return path
+            self._later["predictions"] = work
+            self.draw(pause_s=PAUSE_S)
 
     def save_bad_batch(self, batch: Batch, classes: Sequence[str], step: int, rank: int) -> Path:
         """The batch whose loss was not finite, as arrays (`.npz`) and as a picture."""
@@ -224,22 +236,31 @@ def batch_truths(targets: Targets) -> list[Instances]:
     return truths
 
 
+def _fitted(image: NDArray[Any], objects: Instances) -> tuple[NDArray[Any], Instances]:
+    """The image at the size of a picture, and its objects there: labels drawn afterwards keep a size that one can read."""
+    scale = _PICTURE_SIDE / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    matrix = np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]])
+    oriented = None if objects.oriented is None else objects.oriented * (scale, scale, scale, scale, 1.0)
+    keypoints = None if objects.keypoints is None else objects.keypoints * (scale, scale, 1.0)
+    boxes = None if objects.boxes is None else objects.boxes * scale
+    moved = objects.replace(boxes=boxes, oriented=oriented, keypoints=keypoints, masks=None)
+    return core_image.warp(image, matrix, size), moved
+
+
 def contact_sheet(pictures: Sequence[NDArray[np.uint8]], columns: int | None = None) -> NDArray[np.uint8]:
-    """Pictures side by side in rows, each shrunk or enlarged to fit a square of 320 pixels on a light ground."""
+    """Pictures side by side in rows on a light ground, centred in cells of the size of the largest."""
     if not pictures:
         raise TrainingError("no picture to show")
     columns = columns or int(np.ceil(np.sqrt(len(pictures))))
-    rows = -(-len(pictures) // columns)
-    gap, side = 6, _PICTURE_SIDE
-    sheet = np.full((rows * (side + gap) + gap, columns * (side + gap) + gap, 3), 240, dtype=np.uint8)
+    rows, gap = -(-len(pictures) // columns), 6
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 240, dtype=np.uint8)
     for number, picture in enumerate(pictures):
-        height, width = picture.shape[:2]
-        scale = side / max(height, width)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        top = gap + (number // columns) * (side + gap) + (side - size[1]) // 2
-        left = gap + (number % columns) * (side + gap) + (side - size[0]) // 2
-        sheet[top : top + size[1], left : left + size[0]] = small
+        h, w = picture.shape[:2]
+        top = gap + (number // columns) * (height + gap) + (height - h) // 2
+        left = gap + (number % columns) * (width + gap) + (width - w) // 2
+        sheet[top : top + h, left : left + w] = picture
     return sheet
 
 

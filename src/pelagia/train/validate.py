@@ -41,7 +41,7 @@ def validate(engine: Engine, val: Dataset, folder: RunFolder, epoch: int) -> dic
             manifest = {**card.manifest, "epoch": epoch + 1, "metrics": scores}
             best = replace(card, thresholds=result.thresholds, manifest=manifest)
             checkpoint.save(folder.best, engine.average.model, best)
-            folder.prediction_picture(val, _counting(found[:_PICTURED], val, result), val.class_names)
+            folder.predictions(val, _counting(found[:_PICTURED], val, result))
     scores = engine.group.share(scores)
     if scores["ap"] is not None and (progress.best is None or scores["ap"] > progress.best):
         progress.best, progress.best_epoch = scores["ap"], epoch + 1
