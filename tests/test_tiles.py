@@ -170,18 +170,31 @@ def test_two_views_of_two_overlapping_objects_stay_two() -> None:
 
 def test_a_sliver_of_another_class_goes_and_another_class_beside_it_stays() -> None:
     tiles = [Tile(0, 0, 100, 100), Tile(60, 0, 100, 100)]
-    sliver = Instances(labels=np.array([1]), boxes=np.array([[90.0, 20, 100, 40]]), scores=np.array([0.9]))
-    whole = Instances(labels=np.array([0]), boxes=np.array([[89.0, 19, 130, 41]]), scores=np.array([0.5]))
+    sliver = Instances(labels=np.array([1]), boxes=np.array([[62.0, 20, 100, 40]]), scores=np.array([0.9]))
+    whole = Instances(labels=np.array([0]), boxes=np.array([[61.5, 19, 110, 41]]), scores=np.array([0.5]))
     assert join([sliver, whole], tiles, (160, 100), margin=1.0).labels.tolist() == [0]
-    beside = whole.replace(boxes=np.array([[89.0, 50, 130, 70]]))
+    beside = whole.replace(boxes=np.array([[61.5, 50, 110, 70]]))
     assert join([sliver, beside], tiles, (160, 100), margin=1.0).labels.tolist() == [1, 0]
+
+
+def test_each_place_has_one_judge() -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(60, 0, 100, 100)]  # they are equally far at x = 80
+
+    def view(x: float) -> Instances:
+        return Instances(labels=np.array([0]), boxes=np.array([[x - 5, 20, x + 5, 40]]), scores=np.array([0.5]))
+
+    nothing = Instances.empty(scores=True)
+    assert len(join([view(90), nothing], tiles, (160, 100), margin=1.0)) == 0
+    assert len(join([nothing, view(70)], tiles, (160, 100), margin=1.0)) == 0
+    assert len(join([view(81), nothing], tiles, (160, 100), margin=1.0)) == 1
+    assert len(join([view(70), view(90)], tiles, (160, 100), margin=1.0)) == 2
 
 
 @pytest.mark.parametrize(("agnostic", "count"), [(False, 2), (True, 1)])
 def test_one_place_of_two_classes(agnostic: bool, count: int) -> None:
     tiles = [Tile(0, 0, 100, 100), Tile(50, 0, 100, 100)]
     views = [
-        Instances(labels=np.array([label]), boxes=np.array([[60.0, 10, 80, 30]]), scores=np.array([0.5 + label / 10]))
+        Instances(labels=np.array([label]), boxes=np.array([[65.0, 10, 85, 30]]), scores=np.array([0.5 + label / 10]))
         for label in range(2)
     ]
     assert len(join(views, tiles, (150, 100), margin=1.0, agnostic=agnostic)) == count

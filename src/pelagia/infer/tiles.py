@@ -1,8 +1,11 @@
 """Tiles over a large image, and one object out of its views in several tiles.
 
 Tiles overlap. An object no larger than the overlap is seen whole by at least one tile; others may see a piece of it, cut by
-their border. Three rules join the views, and they only ever touch detections of *different* tiles:
+their border. Four rules make one object of its views:
 
+0. Each place has one judge: along x and along y, the tile whose inner borders are farthest from the centre of a detection. What
+   other tiles say there does not count, so an object has one chance to be found, as on the whole image, and counts are not
+   inflated. In a narrow band where two tiles are nearly as far, both count, and the next rules decide:
 1. Seen whole twice: two detections of one class inside the common area of their tiles, one to one by descending IoU. The weaker
    goes.
 2. Cut here, whole there: a detection at an inner border of its tile that lies in a detection which another tile sees whole and
@@ -10,8 +13,8 @@ their border. Three rules join the views, and they only ever touch detections of
 3. Cut on both sides (larger than the overlap): two cut detections of one class that agree within the common area of their tiles
    are pieces of one object and become one box around them.
 
-So a predictor without error finds on tiles exactly what it finds on the whole (a test), and neighbours that touch or overlap are
-never merged, as a suppression over the whole image would.
+Rules 1 to 3 only ever touch detections of different tiles. A predictor without error finds on tiles exactly what it finds on the
+whole (a test), and neighbours that touch or overlap are never merged, as a suppression over the whole image would.
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ __all__ = ["Tile", "join", "lay_tiles"]
 
 #: Two whole views are one object from this IoU on.
 _SAME_IOU = 0.5
+
+#: Width of the band in which two tiles count, in margins (4 % of a tile's side in prediction).
+_BAND = 4.0
 
 #: A cut view belongs to a whole one that holds at least this share of it; so does, in the common area, a piece to a larger one.
 _PIECE_SHARE = 0.7
@@ -90,6 +96,7 @@ def join(
         margin: a detection that comes so near to an inner border of its tile, in pixels, counts as cut by it.
         agnostic: let views of different classes be one object.
     """
+    parts = [part.select(judged) for part, judged in zip(parts, _judged(parts, tiles, size, _BAND * margin), strict=True)]
     found = Instances.concatenate(parts)
     owner = np.repeat(np.arange(len(tiles)), [len(part) for part in parts])
     # An oriented box may stick out of the image; what no tile can show must not make a view look cut or outside.
@@ -113,6 +120,28 @@ def join(
     merged = _hulls(found, groups, np.flatnonzero(~dropped))
     assert merged.scores is not None
     return merged.select(np.argsort(-merged.scores, kind="stable"))
+
+
+def _judged(parts: Sequence[Instances], tiles: Sequence[Tile], size: tuple[int, int], band: float) -> list[Mask]:
+    """Rule 0: which detections of each tile lie where it is the judge, or within `band` of being it."""
+    every = np.array([tile.box for tile in tiles], dtype=np.float64).reshape(-1, 4)
+    kept = [np.ones(len(part), dtype=np.bool_) for part in parts]
+    for axis in (0, 1):
+        spans = np.unique(every[:, [axis, axis + 2]], axis=0)  # [S, 2], the distinct extents of tiles along this axis
+        for number, part in enumerate(parts):
+            boxes = part.box_array
+            centres = (boxes[:, axis] + boxes[:, axis + 2]) / 2
+            best = _depth(centres[:, None], spans, size[axis]).max(axis=1)
+            kept[number] &= _depth(centres, every[number, [axis, axis + 2]], size[axis]) >= best - band
+    return kept
+
+
+def _depth(centres: Float, span: Float, length: int) -> Float:
+    """Distance of centres from the nearer end of a span (or of each of [S, 2]); the ends of the image are infinitely far."""
+    low, high = span[..., 0], span[..., 1]
+    before = np.where(low > 0, centres - low, np.inf)
+    after = np.where(high < length, high - centres, np.inf)
+    return np.minimum(before, after)
 
 
 @dataclass(frozen=True, slots=True)
