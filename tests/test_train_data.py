@@ -68,8 +68,8 @@ def test_batches_do_not_depend_on_who_prepares_them(tmp_path: Path) -> None:
     make, plan = maker(tmp_path), Plan(8, 4, 5)
     alone = [make.batch(plan.step(step)) for step in range(5)]
     before = torch.get_rng_state()
-    for workers in (0, 2):
-        prepared = list(Loader(make, plan, workers=workers).batches(0, 5))
+    for workers, ahead in ((0, False), (0, True), (2, False)):
+        prepared = list(Loader(make, plan, workers=workers, ahead=ahead).batches(0, 5))
         assert all(same(a, b) for a, b in zip(alone, prepared, strict=True))
     assert torch.equal(torch.get_rng_state(), before)
     late = list(Loader(make, plan).batches(3, 5))
@@ -98,7 +98,7 @@ def test_the_last_epochs_are_without_mosaic(tmp_path: Path) -> None:
 
 
 def test_a_closed_loader_leaves_no_thread(tmp_path: Path) -> None:
-    batches = Loader(maker(tmp_path), Plan(8, 4, 5)).batches(0, 1000)
+    batches = Loader(maker(tmp_path), Plan(8, 4, 5), ahead=True).batches(0, 1000)
     next(batches)
     batches.close()
     assert list(batches) == []

@@ -169,7 +169,9 @@ def _feed(engine: Engine, plan: Plan, folds: Folds, transform: Transform | None)
         plain_from=options.epochs - min(options.close_mosaic, options.epochs // 3),
         transform=transform,
     )
-    loader = Loader(maker, plan, workers=workers, rank=group.rank, world=group.world, pin=device.type == "cuda")
+    gpu = device.type != "cpu"
+    pin = device.type == "cuda"
+    loader = Loader(maker, plan, workers=workers, rank=group.rank, world=group.world, ahead=gpu, pin=pin)
     return loader, None if folds.val is None else CachedDataset.wrap(folds.val, cache)
 
 

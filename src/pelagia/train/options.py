@@ -117,7 +117,8 @@ class TrainOptions:
     )
     device: str = field(default="auto", metadata=_help("auto, cpu, cuda, cuda:1 or mps."))
     workers: int | None = field(
-        default=None, metadata=_help("Processes that prepare batches; 0 uses a thread, the default up to two cores.")
+        default=None,
+        metadata=_help("Processes that prepare batches; 0, the default on a CPU, prepares them in turn with the steps."),
     )
     threads: int = field(default=0, metadata=_help("CPU threads of the network; 0 for all cores."))
     cache_bytes: int | None = field(

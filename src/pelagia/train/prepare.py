@@ -88,7 +88,7 @@ def _device(name: str, group: Group) -> torch.device:
 
 
 def choose_workers(options: TrainOptions, device: torch.device, group: Group) -> int:
-    """A thread beside a network on the CPU, which is the slower of the two; processes where a GPU has to be fed."""
+    """None beside a network on the CPU, which needs every core itself; processes where a GPU has to be fed."""
     if options.workers is not None:
         return options.workers
     cores = cpu_count() // group.local_world
