@@ -362,7 +362,11 @@ class Loader:
             pin_memory=self._pin,
             generator=torch.Generator(),  # else it would draw from the global generator, and workers would change results
         )
-        for item in loader:
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # ends OpenCV's pool: a forked child would wait for its threads, which exist in the parent only
+        items = iter(loader)
+        cv2.setNumThreads(threads)
+        for item in items:
             if isinstance(item, PelagiaError):
                 raise item
             yield item
