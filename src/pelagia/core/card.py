@@ -111,10 +111,9 @@ class ModelCard:
             )
             height, width = values["input_size"]
             values["input_size"] = (int(height), int(width))
-            window = values.get("normalisation", {})
-            values["normalisation"] = Normalisation(
-                **{key: tuple(value) if isinstance(value, list) else value for key, value in window.items()}
-            )
+            window: dict[str, Any] = values.get("normalisation", {})
+            window = {key: tuple(value) if isinstance(value, list) else value for key, value in window.items()}
+            values["normalisation"] = Normalisation(**window)
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the model card misses or misstates a field ({error})", where=where) from error

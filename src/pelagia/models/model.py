@@ -7,7 +7,7 @@ turns them into objects. It knows nothing of files, optimisers or devices.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -70,14 +70,21 @@ class Targets:
         )
 
 
+def _same(value: Tensor) -> Tensor:
+    return value
+
+
 class Model(nn.Module, ABC):
     """A network with its loss and its decoding; each paper's class is final.
 
     Attributes:
         card: what the model is: name, task, classes, input size, normalisation, options.
+        reduce: maps the normaliser of a loss to its mean over all processes; the identity in a single process. A loss that
+            divides by a count passes it through here, so that the mean of the processes' gradients is that of the whole batch.
     """
 
     card: ModelCard
+    reduce: Callable[[Tensor], Tensor] = staticmethod(_same)
 
     @abstractmethod
     def forward(self, images: Tensor, valid: Tensor | None = None, targets: Targets | None = None) -> dict[str, Tensor]:

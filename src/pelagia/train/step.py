@@ -39,14 +39,13 @@ class TrainStep(nn.Module):
 def wrap(model: Model, group: Group) -> nn.Module:
     """`TrainStep`, over several processes with averaged gradients.
 
-    A model with an attribute `reduce` divides its losses by a normaliser; `reduce` takes its mean over processes, and the average
-    of the processes' gradients is then the gradient of the whole batch.
+    `Model.reduce` then takes the mean of a loss's normaliser over processes, and the average of their gradients is the gradient
+    of the whole batch.
     """
     step = TrainStep(model)
     if group.world == 1:
         return step
-    if hasattr(model, "reduce"):
-        setattr(model, "reduce", group.mean)  # noqa: B010 (the contract of a model does not know the attribute)
+    model.reduce = group.mean
     device = next(model.parameters()).device
     return DistributedDataParallel(step, device_ids=[device.index] if device.type == "cuda" else None)
 

@@ -14,7 +14,6 @@ head adds an angle. `pelagia.decode.grids` states the outputs. Published weights
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final, final
 
@@ -189,11 +188,7 @@ def _over_cells(branches: nn.ModuleList, levels: tuple[Tensor, ...]) -> Tensor:
 
 @final
 class YOLO11(Model):
-    """YOLO11 for the tasks `detect` and `oriented`.
-
-    Attributes:
-        reduce: maps the loss's normaliser [2] to its mean over all processes; the identity in a single process.
-    """
+    """YOLO11 for the tasks `detect` and `oriented`."""
 
     def __init__(
         self, name: str, categories: tuple[Category, ...], task: Task, input_size: tuple[int, int], options: Options
@@ -208,7 +203,6 @@ class YOLO11(Model):
         self.card = ModelCard(
             name=name, task=task, decoder="grids", categories=categories, input_size=input_size, options=asdict(options)
         )
-        self.reduce: Callable[[Tensor], Tensor] = _same
         c = options.channels
         if options.backbone:
             self.backbone: nn.Module = TimmBackbone(options.backbone.removeprefix("timm:"))
@@ -305,10 +299,6 @@ class YOLO11(Model):
         if angle is not None:
             terms["angle"] = options.angle_weight * torch.sum(angle_loss(found[:, 4], wanted) * weight)
         return terms
-
-
-def _same(value: Tensor) -> Tensor:
-    return value
 
 
 def _rectangles(distances: Tensor, angle: Tensor | None, centres: Tensor, strides: Tensor) -> Tensor:
