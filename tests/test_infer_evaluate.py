@@ -12,7 +12,7 @@ from pelagia.core.image import write
 from pelagia.core.types import Category, Instances
 from pelagia.data.dataset import Dataset
 from pelagia.errors import EvaluationError, OptionError
-from pelagia.infer.evaluate import EvaluateOptions, evaluate, match_classes, predict_dataset, score
+from pelagia.infer.evaluate import EvaluateOptions, choose_thresholds, evaluate, match_classes, predict_dataset, score
 from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.infer.scale import training_scale
 from tiny_onnx import tiny_card, write_tiny
@@ -101,3 +101,16 @@ def test_the_scale_of_training(tmp_path: Path) -> None:
     data = bright(tmp_path, 3)
     assert training_scale(data) == {"image_size": [64, 64], "object_px": 8.0}
     assert training_scale(data.subset([])) == {}
+
+
+def test_thresholds_are_chosen_for_predictions_as_predict_makes_them(tmp_path: Path) -> None:
+    boxes = np.array([[8.0 * i, 8, 8 * i + 8, 16] for i in range(0, 8, 2)])
+    truth = Instances(labels=np.zeros(4, dtype=np.int64), boxes=boxes)
+    data = Dataset.from_instances(["red"], [(tmp_path / "a.png", (64, 64), truth)], task="detect")
+    # Three objects are found with 0.9, and once more, shifted to an IoU of 0.6, with 0.6; the fourth with 0.5. With the shifted
+    # ones it would be best to stop above them; `predict` suppresses them, so that 0.5 finds everything and nothing else.
+    twice = np.concatenate([boxes[:3], boxes[:3] + np.array([2.0, 0, 2, 0]), boxes[3:]])
+    scores = np.array([0.9] * 3 + [0.6] * 3 + [0.5])
+    found = Instances(labels=np.zeros(7, dtype=np.int64), boxes=twice, scores=scores)
+    assert 0.6 < score(data, [found]).thresholds["red"] <= 0.9
+    assert choose_thresholds(data, [found])["red"] <= 0.5

@@ -15,8 +15,7 @@ from pelagia.core.files import write_json
 from pelagia.core.lazy import resolve
 from pelagia.data.dataset import Dataset
 from pelagia.errors import OptionError
-from pelagia.infer.evaluate import EvaluateOptions, score
-from pelagia.infer.evaluate import evaluate as evaluate_model
+from pelagia.infer.evaluate import EvaluateOptions, choose_thresholds, predict_dataset, score
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.metrics.result import DetectionResult
 from pelagia.report.detection import detection_sections
@@ -76,7 +75,8 @@ def evaluate(
             say(f"left out: predictions for {len(others)} images that the truth does not have, such as {others[0]}")
         result = score(dataset, predictions)
     else:
-        result = evaluate_model(predictor.runtime, dataset, options, show=False if json else None)
+        predictions = predict_dataset(predictor.runtime, dataset, options, show=False if json else None)
+        result = score(dataset, predictions, predictor.card.task)
     if json:
         print_json(result.to_dict(curves=False))
     else:
@@ -85,8 +85,9 @@ def evaluate(
         path = _write(flags.out, result, f"{source} on {truth}")
         say(f"report: {path}")
     if flags.save_thresholds and predictor is not None:
-        _save_thresholds(predictor, result)
-        say(f"thresholds of {len(result.thresholds)} classes stored in {predictor.path}")
+        thresholds = choose_thresholds(dataset, predictions, predictor.card.task)
+        _save_thresholds(predictor, thresholds)
+        say(f"thresholds of {len(thresholds)} classes stored in {predictor.path}")
     return 0
 
 
@@ -104,10 +105,10 @@ def _write(folder: Path, result: DetectionResult, subtitle: str) -> Path:
     return write_report(folder / "report.html", "Evaluation", detection_sections(result, plots), subtitle=subtitle)
 
 
-def _save_thresholds(predictor: Predictor, result: DetectionResult) -> None:
+def _save_thresholds(predictor: Predictor, thresholds: dict[str, float]) -> None:
     path = predictor.path
     if path is None or path.suffix != ".safetensors":
         raise OptionError("thresholds can be stored in a checkpoint (.safetensors) of this package only", where=path)
     checkpoint: Any = resolve("pelagia.models.checkpoint", purpose="store thresholds")
     tensors, card, state = checkpoint.read(path)
-    checkpoint.save(path, tensors, replace(card, thresholds=result.thresholds), state)
+    checkpoint.save(path, tensors, replace(card, thresholds=thresholds), state)

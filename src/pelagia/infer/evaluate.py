@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pelagia.core.card import ModelCard
+from pelagia.core.nms import nms, nms_oriented
 from pelagia.core.types import Category, Instances, Int, Task
 from pelagia.data.dataset import Dataset
 from pelagia.decode import DecodeOptions
@@ -22,7 +23,7 @@ from pelagia.metrics.detection import evaluate_detection
 from pelagia.metrics.matching import Kind
 from pelagia.metrics.result import DetectionResult
 
-__all__ = ["EvaluateOptions", "evaluate", "match_classes", "predict_dataset", "score"]
+__all__ = ["EvaluateOptions", "choose_thresholds", "evaluate", "match_classes", "predict_dataset", "score"]
 
 #: Most predictions per image where nothing crowds: three times COCO's cap per class.
 _MOST = 300
@@ -92,6 +93,24 @@ def score(dataset: Dataset, predictions: Sequence[Instances], task: Task | None 
     dataset = dataset.with_task(task)
     truths = [dataset.truth(index, masks=task == "instance") for index in range(len(dataset))]
     return evaluate_detection(truths, predictions, dataset.categories, kind=_KINDS[task])
+
+
+def choose_thresholds(
+    dataset: Dataset, predictions: Sequence[Instances], task: Task | None = None, *, nms_iou: float = PredictOptions.nms_iou
+) -> dict[str, float]:
+    """Class name -> score of best F1 at IoU 0.5, for the classes that have one: from where an object should count.
+
+    Predictions made for AP overlap more than those of `predict` do, so they are first thinned as `predict` would.
+    """
+    thinned = [_thin(item, nms_iou) for item in predictions]
+    return score(dataset, thinned, task).thresholds
+
+
+def _thin(found: Instances, nms_iou: float) -> Instances:
+    assert found.scores is not None
+    if found.oriented is not None:
+        return found.select(nms_oriented(found.oriented, found.scores, nms_iou, found.labels))
+    return found.select(nms(found.box_array, found.scores, nms_iou, found.labels))
 
 
 def predict_dataset(

@@ -11,7 +11,7 @@ import numpy as np
 
 from pelagia.core.types import Instances
 from pelagia.data.dataset import Dataset
-from pelagia.infer.evaluate import EvaluateOptions, predict_dataset, score
+from pelagia.infer.evaluate import EvaluateOptions, choose_thresholds, predict_dataset, score
 from pelagia.metrics.result import DetectionResult
 from pelagia.models import checkpoint
 from pelagia.models.runtime import TorchRuntime
@@ -39,7 +39,7 @@ def validate(engine: Engine, val: Dataset, folder: RunFolder, epoch: int) -> dic
         scores = {name: _number(getattr(result, name)) for name in ("ap", "ap50", "ap75", "f1")}
         if scores["ap"] is not None and (progress.best is None or scores["ap"] > progress.best):
             manifest = {**card.manifest, "epoch": epoch + 1, "metrics": scores}
-            best = replace(card, thresholds=result.thresholds, manifest=manifest)
+            best = replace(card, thresholds=choose_thresholds(val, found, card.task), manifest=manifest)
             checkpoint.save(folder.best, engine.average.model, best)
             folder.predictions(val, _counting(found[:_PICTURED], val, result))
     scores = engine.group.share(scores)
