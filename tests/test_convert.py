@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from datasets import codes, draw, real, same_truth, survey, write_json
 from pelagia.core import oriented as core_oriented
@@ -50,6 +51,13 @@ def test_there_and_on(tmp_path: Path, kind: str, first: str, second: str) -> Non
 def test_written_folder_is_recognised(tmp_path: Path, format: str) -> None:
     convert(survey(tmp_path / "src", "masks"), tmp_path / "out", format)
     assert sniff(tmp_path / "out") == format
+
+
+def test_written_yaml_works_from_any_working_directory(tmp_path: Path) -> None:
+    convert(survey(tmp_path / "src", "boxes"), tmp_path / "out", "yolo")
+    document = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
+    assert "path" not in document
+    assert (tmp_path / "out" / document["val"]).is_file()
 
 
 def test_crowd_and_ignore_are_lost_aloud(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def _note_losses(dataset: Dataset, losses: Losses) -> None:
 
 
 def _write_yaml(dataset: Dataset, out: Path, names: Sequence[str]) -> None:
-    document: dict[str, object] = {"path": "."}
+    # No `path`: the folder of this file is then meant, whereas other programs count a relative one from where they are started.
+    document: dict[str, object] = {}
     if dataset.splits:
         for split, rows in dataset.splits.items():
             write_text(out / f"{split}.txt", "".join(f"./images/{names[row]}\n" for row in rows.tolist()))
