@@ -16,6 +16,7 @@ import timm
 import torch
 
 from pelagia.core import image as core_image
+from pelagia.core.allocator import keep_freed_memory
 from pelagia.core.card import ModelCard
 from pelagia.core.files import read_json
 from pelagia.data.dataset import Dataset
@@ -53,6 +54,8 @@ def machine(options: TrainOptions, group: Group) -> Iterator[torch.device]:
     # Weights that decay towards zero pass through numbers so small that a CPU computes with them a hundred times slower.
     torch.set_flush_denormal(True)
     torch.set_num_threads(options.threads or max(cpu_count() // group.local_world, 1))
+    if device.type == "cpu":
+        keep_freed_memory()
     cv2.setNumThreads(1)  # batches are prepared beside the network; nested pools would fight for the same cores
     if device.type == "cpu" or options.deterministic:
         # On the CPU this costs next to nothing: it makes the sums of scattered gradients run in one order.
