@@ -2,144 +2,51 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from shapely.geometry import Polygon
 
-from pelagia.core.oriented import to_corners
-from pelagia.core.types import Category, Instances, MaskCrop
+from drawn import categories, draw, draw_masks, draw_poses, extent, one_box, rotated
+from oracles import Overlap, box_overlap, count_truth, judge, naive_ap, oriented_overlap, pose_overlap, reference
+from pelagia.core.types import Instances
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.metrics import DetectionResult, evaluate_detection
-from pelagia.metrics.matching import Kind
-
-SIDE = 200  # of the images, in pixels
-
-
-# ---------------------------------------------------------------------------------------------- drawn data
+from pelagia.metrics.curves import AREAS, RECALLS
+from pelagia.metrics.objects import Kind
 
 
-def categories(count: int) -> list[Category]:
-    return [Category(id=label + 1, name=f"taxon {label}") for label in range(count)]
-
-
-def draw_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Boxes with whole coordinates, so that IoUs on a threshold and areas on a limit (32 x 32) do occur."""
-    corner = rng.integers(0, SIDE - 10, (count, 2))
-    size = rng.choice([4, 10, 20, 32, 33, 60, 96, 97, 130], (count, 2))
-    return np.concatenate([corner, np.minimum(corner + size, SIDE)], axis=1).astype(np.float64)
-
-
-def draw(
-    rng: np.random.Generator, *, images: int, classes: int, objects: int, found: int, crowd: float = 0.1, areas: bool = False
-) -> tuple[list[Instances], list[Instances]]:
-    """Truth, and predictions made from it: shifted, of a wrong class, repeated, with many equal scores."""
-    truths, predictions = [], []
-    for _ in range(images):
-        count, many = int(rng.integers(0, objects + 1)), int(rng.integers(0, found + 1))
-        boxes, labels = draw_boxes(rng, count), rng.integers(0, classes, count)
-        stated = rng.uniform(0, 20000, count) if areas else None
-        truths.append(Instances(labels=labels, boxes=boxes, crowd=rng.random(count) < crowd, areas=stated))
-        near, kinds = draw_boxes(rng, many), rng.integers(0, classes, many)
-        if count:
-            source = rng.integers(0, count, many)
-            hit, keep = rng.random(many) < 0.8, rng.random(many) < 0.8
-            shift = rng.integers(-6, 7, (many, 4)) * (rng.random((many, 1)) < 0.8)
-            near = np.where(hit[:, None], boxes[source] + shift, near)
-            near[:, 2:] = np.maximum(near[:, 2:], near[:, :2])
-            kinds = np.where(keep, labels[source], kinds)
-        predictions.append(Instances(labels=kinds, boxes=near, scores=np.round(rng.random(many), int(rng.integers(1, 4)))))
-    return truths, predictions
-
-
-def draw_masks(rng: np.random.Generator, items: list[Instances]) -> list[Instances]:
-    """Fill each box with a random mask (possibly empty)."""
-    result = []
-    for item in items:
-        crops = []
-        for x1, y1, x2, y2 in np.clip(item.box_array, 0, SIDE).astype(int):
-            bitmap = rng.random((max(y2 - y1, 1), max(x2 - x1, 1))) < rng.choice([0.0, 0.8, 0.95, 1.0])
-            crops.append(MaskCrop(int(min(x1, SIDE - 1)), int(min(y1, SIDE - 1)), bitmap))
-        result.append(item.replace(masks=tuple(crops)))
-    return result
-
-
-def whole(crop: MaskCrop) -> np.ndarray:
-    full = np.zeros((SIDE, SIDE), dtype=np.uint8)
-    height, width = crop.bitmap.shape
-    full[crop.y : crop.y + height, crop.x : crop.x + width] = crop.bitmap[: SIDE - crop.y, : SIDE - crop.x]
-    return full
-
-
-# ---------------------------------------------------------------------------------------------- the reference
-
-
-def annotation(item: Instances, index: int, masks: bool) -> dict[str, Any]:
-    x1, y1, x2, y2 = item.box_array[index].tolist()
-    values: dict[str, Any] = {"category_id": int(item.labels[index]) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}
-    if masks:
-        assert item.masks is not None
-        values["segmentation"] = coco_mask.encode(np.asfortranarray(whole(item.masks[index])))
-        del values["bbox"]
-    return values
-
-
-def reference(
-    truths: list[Instances], predictions: list[Instances], classes: int, *, kind: Kind = "boxes", most: int = 100
-) -> COCOeval:
-    """The same data through pycocotools."""
-    masks = kind == "masks"
-    truth, results = [], []
-    for image, (real, found) in enumerate(zip(truths, predictions, strict=True), start=1):
-        for index in range(len(real)):
-            area = real.box_array[index, 2:] - real.box_array[index, :2]
-            own = float(real.masks[index].area) if masks and real.masks else float(area[0] * area[1])
-            stated = own if real.areas is None else float(real.areas[index])
-            truth.append({**annotation(real, index, masks), "id": len(truth) + 1, "image_id": image, "area": stated})
-            truth[-1]["iscrowd"] = int(real.crowd[index])
-        assert found.scores is not None
-        scores = found.scores.tolist()
-        results += [{**annotation(found, i, masks), "image_id": image, "score": score} for i, score in enumerate(scores)]
-    frame = {
-        "images": [{"id": image + 1, "height": SIDE, "width": SIDE} for image in range(len(truths))],
-        "categories": [{"id": label + 1} for label in range(classes)],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        gt, dt = COCO(), COCO()
-        gt.dataset = {**frame, "annotations": truth}
-        gt.createIndex()
-        dt.dataset = {**frame, "annotations": []}
-        dt.createIndex()
-        evaluation = COCOeval(gt, gt.loadRes(results) if results else dt, "segm" if masks else "bbox")
-        evaluation.params.maxDets = [1, 10, most]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        if most == 100:
-            evaluation.summarize()
-    return evaluation
-
-
-def assert_equals_reference(truths: list[Instances], predictions: list[Instances], classes: int, kind: Kind = "boxes") -> None:
-    result = evaluate_detection(truths, predictions, categories(classes), kind=kind)
-    expected = reference(truths, predictions, classes, kind=kind)
+def assert_equals_reference(
+    truths: list[Instances],
+    predictions: list[Instances],
+    classes: int,
+    kind: Kind = "boxes",
+    *,
+    sigmas: Sequence[float] | None = None,
+    default: Sequence[float] | None = None,
+) -> None:
+    """`default`: the sigmas that `None` stands for, where they are not pycocotools'."""
+    result = evaluate_detection(truths, predictions, categories(classes), kind=kind, sigmas=sigmas)
+    expected = reference(truths, predictions, classes, kind=kind, sigmas=default if sigmas is None else sigmas)
+    assert len(result.stats) == (10 if kind == "keypoints" else 12)
     np.testing.assert_allclose(np.where(np.isnan(result.stats), -1, result.stats), expected.stats, rtol=0, atol=1e-12)
     for label, item in enumerate(result.classes):
-        precision = expected.eval["precision"][:, :, label, 0, 2]
+        precision = expected.eval["precision"][:, :, label, 0, -1]
         assert (-1 if math.isnan(item.ap) else item.ap) == pytest.approx(precision.mean(), abs=1e-12)
         assert (-1 if math.isnan(item.ap50) else item.ap50) == pytest.approx(precision[0].mean(), abs=1e-12)
-        recall = expected.eval["recall"][:, label, 0, 2].mean()
+        recall = expected.eval["recall"][:, label, 0, -1].mean()
         assert (-1 if math.isnan(item.recall) else item.recall) == pytest.approx(recall, abs=1e-12)
+
+
+def test_areas_and_recalls_are_those_of_pycocotools() -> None:
+    params = reference([one_box(1)], [one_box(1, scores=np.ones(1))], 1).params
+    assert [list(bounds) for bounds in AREAS.values()] == params.areaRng
+    assert list(AREAS) == params.areaRngLbl
+    assert RECALLS.tolist() == params.recThrs.tolist()
 
 
 # ---------------------------------------------------------------------------------------------- equal to pycocotools
@@ -168,10 +75,6 @@ def test_drawn_shapes_equal_pycocotools(seed: int, images: int, objects: int, fo
     rng = np.random.default_rng(seed)
     truths, predictions = draw(rng, images=images, classes=2, objects=objects, found=found, crowd=crowd)
     assert_equals_reference(truths, predictions, 2)
-
-
-def one_box(count: int, box: tuple[float, float, float, float] = (10, 10, 50, 60), **more: Any) -> Instances:
-    return Instances(labels=np.zeros(count, dtype=np.int64), boxes=np.tile(box, (count, 1)), **more)
 
 
 ADVERSARIAL: dict[str, tuple[Instances, Instances]] = {
@@ -207,79 +110,129 @@ def test_uncapped_equals_pycocotools_with_a_high_cut() -> None:
     rng = np.random.default_rng(6)
     truths, predictions = draw(rng, images=2, classes=1, objects=200, found=500)
     result = evaluate_detection(truths, predictions, categories(1))
-    expected = reference(truths, predictions, 1, most=10_000)
+    expected = reference(truths, predictions, 1, most=(1, 10, 10_000))
     assert result.ap_all != result.ap  # the cut of 100 bites, else this shows nothing
     assert result.ap_all == pytest.approx(expected.eval["precision"][:, :, 0, 0, 2].mean(), abs=1e-12)
     assert result.ar[0] == pytest.approx(expected.eval["recall"][:, 0, 0, 2].mean(), abs=1e-12)
 
 
+def test_other_cuts_equal_pycocotools() -> None:
+    rng = np.random.default_rng(10)
+    truths, predictions = draw(rng, images=3, classes=2, objects=30, found=90)
+    result = evaluate_detection(truths, predictions, categories(2), max_dets=(25, 2, 0, 7, 2))
+    expected = reference(truths, predictions, 2, most=(2, 7, 25))
+    assert result.max_dets == (2, 7, 25, 0)
+    for place, cut in enumerate((2, 7, 25)):
+        assert result.ar[cut] == pytest.approx(expected.eval["recall"][:, :, 0, place].mean(), abs=1e-12)
+    assert result.ap == pytest.approx(expected.eval["precision"][:, :, :, 0, 2].mean(), abs=1e-12)
+    assert len({*result.ar.values()}) == 4
+
+
+# ---------------------------------------------------------------------------------------------- poses equal pycocotools
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(0, 6), st.sampled_from([3, 20, 50]), st.booleans())
+def test_drawn_poses_equal_pycocotools(seed: int, images: int, objects: int, found: int, areas: bool) -> None:
+    rng = np.random.default_rng(seed)
+    truths, predictions = draw_poses(rng, images=images, classes=2, objects=objects, found=found, areas=areas)
+    assert_equals_reference(truths, predictions, 2, "keypoints")
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.booleans())
+def test_poses_of_other_skeletons_equal_pycocotools(seed: int, points: int, own: bool) -> None:
+    rng = np.random.default_rng(seed)
+    truths, predictions = draw_poses(rng, images=2, classes=2, objects=6, found=12, points=points)
+    sigmas = rng.uniform(0.02, 0.2, points).tolist() if own else None
+    assert_equals_reference(truths, predictions, 2, "keypoints", sigmas=sigmas, default=[0.05] * points)
+
+
+def pose(count: int, visible: int = 2, side: float = 50, **more: np.ndarray) -> Instances:
+    """Equal objects of 17 points on the diagonal of a square."""
+    place = np.linspace(10, 10 + side, 17)
+    points = np.stack([place, place, np.full(17, visible)], axis=1)
+    return extent(Instances(labels=np.zeros(count), boxes=np.zeros((count, 4)), keypoints=np.tile(points, (count, 1, 1)), **more))
+
+
+ADVERSARIAL_POSES: dict[str, tuple[Instances, Instances]] = {
+    "nothing at all": (Instances.empty(), Instances.empty(scores=True)),
+    "no truth": (Instances.empty(), pose(3, scores=np.linspace(0.1, 0.9, 3))),
+    "no prediction": (pose(3), Instances.empty(scores=True)),
+    "no labelled points": (pose(2, 0), pose(3, scores=np.linspace(0.1, 0.9, 3))),
+    "no labelled points beside labelled ones": (
+        Instances.concatenate([pose(1, 0), pose(1), pose(1, 0)]),
+        pose(5, scores=np.full(5, 0.5)),
+    ),
+    "all crowd": (pose(2, crowd=np.array([True, True])), pose(4, scores=np.linspace(0.1, 0.9, 4))),
+    "crowd and truth in one place": (pose(3, crowd=np.array([True, False, True])), pose(4, scores=np.full(4, 0.5))),
+    "crowd without points": (pose(1, 0, crowd=np.array([True])), pose(4, scores=np.full(4, 0.5))),
+    "equal scores": (pose(3), Instances.concatenate([pose(3, side=45, scores=np.full(3, 0.5)), pose(3, scores=np.full(3, 0.5))])),
+    "more than 20": (pose(30), pose(45, scores=np.tile([0.25, 0.5, 0.5], 15))),
+    "zero area": (pose(1, side=0), pose(2, side=0, scores=np.ones(2))),
+    "area on the limit": (pose(2, side=32), pose(3, side=96, scores=np.ones(3))),
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL_POSES)
+def test_adversarial_poses_equal_pycocotools(name: str) -> None:
+    truth, found = ADVERSARIAL_POSES[name]
+    assert_equals_reference([truth], [found], 1, "keypoints")
+    assert_equals_reference([truth, Instances.empty(), truth], [found, found, Instances.empty(scores=True)], 2, "keypoints")
+
+
+def test_uncapped_poses_equal_the_definition() -> None:
+    rng = np.random.default_rng(11)
+    truths, predictions = draw_poses(rng, images=3, classes=1, objects=25, found=90, points=3)
+    result = evaluate_detection(truths, predictions, categories(1), kind="keypoints", iou_thresholds=THREE)
+    assert result.max_dets == (20, 0)
+    assert result.ap_all != result.ap
+    assert result.ap_all == pytest.approx(naive_mean(truths, predictions, 1, THREE, pose_overlap([0.05] * 3)), abs=1e-12)
+
+
+def test_sigmas_that_do_not_fit_are_refused() -> None:
+    for given_sigmas in ([0.1] * 16, [0.1] * 16 + [0.0], [0.1] * 16 + [-0.1]):
+        with pytest.raises((EvaluationError, OptionError), match="sigmas"):
+            evaluate_detection([pose(1)], [pose(1, scores=np.ones(1))], categories(1), kind="keypoints", sigmas=given_sigmas)
+
+
 # ---------------------------------------------------------------------------------------------- equal to the definition
 
-Overlap = Callable[[Instances, int, Instances, int, bool], float]
-
-
-def box_overlap(found: Instances, i: int, truth: Instances, j: int, crowd: bool) -> float:
-    a, b = found.box_array[i], truth.box_array[j]
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    area = (a[2] - a[0]) * (a[3] - a[1])
-    return float(width * height / (area if crowd else area + (b[2] - b[0]) * (b[3] - b[1]) - width * height))
-
-
-def oriented_overlap(found: Instances, i: int, truth: Instances, j: int, crowd: bool) -> float:
-    assert found.oriented is not None
-    assert truth.oriented is not None
-    a, b = (Polygon(to_corners(item.oriented[k : k + 1])[0]) for item, k in ((found, i), (truth, j)))
-    shared = a.intersection(b).area
-    return float(shared / (a.area if crowd else a.area + b.area - shared))
-
-
-def naive_ap(truths: list[Instances], predictions: list[Instances], label: int, threshold: float, overlap: Overlap) -> float:
-    """AP of one class and threshold, all predictions, loops only."""
-    outcomes: list[tuple[float, bool]] = []
-    total = 0
-    for truth, found in zip(truths, predictions, strict=True):
-        assert found.scores is not None
-        mine = [j for j in range(len(truth)) if truth.labels[j] == label and not truth.ignore[j]]
-        total += sum(not (truth.crowd[j] or truth.difficult[j]) for j in mine)
-        used: set[int] = set()
-        for i in sorted((i for i in range(len(found)) if found.labels[i] == label), key=lambda i: -found.scores[i]):
-            best, free = -1, [j for j in mine if j not in used]
-            for scored in (True, False):
-                if best >= 0:
-                    break
-                reach = threshold
-                for j in (j for j in free if scored != bool(truth.crowd[j] or truth.difficult[j])):
-                    value = overlap(found, i, truth, j, bool(truth.crowd[j]))
-                    if value >= reach:
-                        best, reach = j, value
-            if best >= 0 and (truth.crowd[best] or truth.difficult[best]):
-                continue
-            regions = np.flatnonzero(truth.ignore)
-            if best < 0 and any(overlap(found, i, truth, int(j), True) > 0.5 for j in regions):
-                continue
-            used.add(best)
-            outcomes.append((float(found.scores[i]), best >= 0))
-            used.discard(-1)
-    if total == 0:
-        return math.nan
-    outcomes.sort(key=lambda item: -item[0])
-    points, hits = [], 0
-    for place, (_, hit) in enumerate(outcomes, start=1):
-        hits += hit
-        points.append((hits / total, hits / place))
-    return float(np.mean([max((p for r, p in points if r >= level), default=0.0) for level in np.linspace(0, 1, 101)]))
+THREE = (0.5, 0.6, 0.75)
 
 
 def naive_mean(
-    truths: list[Instances], predictions: list[Instances], classes: int, thresholds: tuple[float, ...], overlap: Overlap
+    truths: list[Instances],
+    predictions: list[Instances],
+    classes: int,
+    thresholds: tuple[float, ...],
+    overlap: Overlap,
+    limit: int = 10**9,
 ) -> float:
-    values = [naive_ap(truths, predictions, label, level, overlap) for label in range(classes) for level in thresholds]
+    values = [naive_ap(truths, predictions, label, level, overlap, limit) for label in range(classes) for level in thresholds]
     return float(np.nanmean(values))
 
 
-THREE = (0.5, 0.6, 0.75)
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.lists(st.integers(0, 9), min_size=1, max_size=4))
+def test_cuts_equal_the_definition(seed: int, images: int, cuts: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    truths, predictions = draw(rng, images=images, classes=2, objects=8, found=25)
+    result = evaluate_detection(truths, predictions, categories(2), iou_thresholds=THREE, max_dets=cuts)
+    finite = sorted({cut for cut in cuts if cut})
+    assert list(result.ar) == [*finite, *([0] if 0 in cuts else [])]
+    real = [label for label in range(2) if count_truth(truths, label)]
+    if not real:
+        assert math.isnan(result.ap)
+        return
+    for cut in {*finite, 0}:
+        verdicts = {level: judge(truths, predictions, level, box_overlap, limit=cut or 1000) for level in THREE}
+        found = [sum(v.right is True and v.label == label for v in verdicts[level]) for level in THREE for label in real]
+        recall = np.mean(np.array(found) / np.tile([count_truth(truths, label) for label in real], 3))
+        assert cut not in result.ar or result.ar[cut] == pytest.approx(recall, abs=1e-12)
+    largest = max(finite, default=1000)
+    assert result.ap == pytest.approx(naive_mean(truths, predictions, 2, THREE, box_overlap, largest), abs=1e-12)
+    assert result.ap_all == pytest.approx(naive_mean(truths, predictions, 2, THREE, box_overlap), abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -303,17 +256,6 @@ def test_ignore_regions_and_difficult_objects_equal_the_definition(seed: int) ->
     result = evaluate_detection(flagged, predictions, categories(2), iou_thresholds=THREE)
     assert result.ap_all == pytest.approx(naive_mean(flagged, predictions, 2, THREE, box_overlap), abs=1e-12)
     assert result.ap_all != evaluate_detection(truths, predictions, categories(2), iou_thresholds=THREE).ap_all
-
-
-def rotated(rng: np.random.Generator, items: list[Instances]) -> list[Instances]:
-    result = []
-    for item in items:
-        x1, y1, x2, y2 = item.box_array.T
-        sizes = np.sort(np.maximum(np.stack([x2 - x1, y2 - y1], axis=1), 3), axis=1)
-        angle = np.round(rng.uniform(-0.3, 0.3, len(item)), 1)
-        boxes = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, sizes[:, 1], sizes[:, 0], angle], axis=1)
-        result.append(item.replace(boxes=None, oriented=boxes))
-    return result
 
 
 @pytest.mark.parametrize("seed", range(4))

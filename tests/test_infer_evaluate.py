@@ -87,7 +87,9 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, runtime: OnnxRuntime) 
     data = bright(tmp_path, 1)
     with pytest.raises(EvaluationError, match="no image"):
         evaluate(runtime, data.subset([]), show=False)
-    with pytest.raises(EvaluationError, match="cannot be scored yet"):
+    with pytest.raises(EvaluationError, match="cannot be scored as objects"):
+        score(data, [Instances.empty(scores=True)], "semantic")
+    with pytest.raises(EvaluationError, match="no keypoints"):
         score(data, [Instances.empty(scores=True)], "keypoints")
 
 

@@ -14,6 +14,7 @@ from pelagia.core.image import image_size, write
 from pelagia.core.types import Category, Instances
 from pelagia.data.dataset import Dataset
 from pelagia.errors import EvaluationError, FormatError, ImageError
+from pelagia.infer.objects import instances_of
 from pelagia.infer.predict import FileResult
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.results import ResultWriter, draw_result, picture_names, relative_names
@@ -38,6 +39,12 @@ def write_results(folder: Path, card: Any, found: dict[str, Instances]) -> None:
         for name, instances in found.items():
             writer.add(FileResult(Path(name), 100, 80, instances), name)
         writer.add(FileResult(Path("bad.png"), error="broken"), "bad.png")
+
+
+def read_back(path: Path, truth: Dataset) -> tuple[list[Instances], list[str]]:
+    """Predictions per image, and the images that are unknown."""
+    found = read_predictions(path, truth)
+    return [instances_of(found.objects, index, (100, 80)) for index in range(len(truth))], list(found.unknown)
 
 
 def dataset(names: list[str], *, oriented: bool = False) -> Dataset:
@@ -80,7 +87,7 @@ def test_what_was_written_is_read_back(tmp_path: Path, file: str, oriented: bool
     found = {"x/1.png": some(0, 6, oriented=oriented), "x/2.png": some(1, 4, oriented=oriented)}
     write_results(tmp_path, ORIENTED if oriented else CARD, found)
     truth = dataset(["x/2.png", "x/0.png", "x/1.png"], oriented=oriented)
-    empty, first, second = (read_predictions(tmp_path / file, truth)[0][index] for index in (1, 2, 0))
+    empty, first, second = (read_back(tmp_path / file, truth)[0][index] for index in (1, 2, 0))
     assert len(empty) == 0
     for got, wanted in ((first, found["x/1.png"]), (second, found["x/2.png"])):
         assert [truth.class_names[label] for label in got.labels] == [CARD.class_names[label] for label in wanted.labels]
@@ -96,18 +103,18 @@ def test_coco_results_are_read(tmp_path: Path) -> None:
     truth = dataset(["1.png", "2.png"])
     rows = [{"image_id": 2, "category_id": 3, "bbox": [10, 20, 5, 6], "score": 0.5}]
     (tmp_path / "p.json").write_text(json.dumps(rows))
-    (first, second), others = read_predictions(tmp_path / "p.json", truth)
+    (first, second), others = read_back(tmp_path / "p.json", truth)
     assert others == []
     assert len(first) == 0
     np.testing.assert_array_equal(second.boxes, [[10, 20, 15, 26]])
     assert second.labels.tolist() == [1]
     (tmp_path / "p.json").write_text("[]")
-    assert [len(item) for item in read_predictions(tmp_path / "p.json", truth)[0]] == [0, 0]
+    assert [len(item) for item in read_back(tmp_path / "p.json", truth)[0]] == [0, 0]
 
 
 def test_images_that_the_truth_lacks_are_left_out_by_name(tmp_path: Path) -> None:
     write_results(tmp_path, CARD, {"1.png": some(0, 2), "other.png": some(1, 3)})
-    (only,), others = read_predictions(tmp_path / "results.json", dataset(["1.png"]))
+    (only,), others = read_back(tmp_path / "results.json", dataset(["1.png"]))
     assert len(only) == 2
     assert others == ["other.png"]
 
@@ -145,7 +152,7 @@ def test_a_name_that_two_images_have_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps(content))
     with pytest.raises(EvaluationError, match="several images"):
         read_predictions(tmp_path / "p.json", dataset(["a/1.png", "b/1.png"]))
-    assert len(read_predictions(tmp_path / "p.json", dataset(["a/1.png", "b/2.png"]))[0][0]) == 1
+    assert len(read_back(tmp_path / "p.json", dataset(["a/1.png", "b/2.png"]))[0][0]) == 1
 
 
 def test_an_interrupted_run_keeps_what_it_has_and_a_failed_one_leaves_nothing(tmp_path: Path) -> None:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from cyclopts import Parameter
 
 from pelagia.api import Predictor, load
 from pelagia.cli.common import Json, print_json, say
 from pelagia.cli.datasets import NO_FLAGS, DataFlags
-from pelagia.core.files import write_json
+from pelagia.core.files import read_json, write_json
 from pelagia.core.lazy import resolve
+from pelagia.core.types import Instances
 from pelagia.data.dataset import Dataset
 from pelagia.errors import OptionError
-from pelagia.infer.evaluate import EvaluateOptions, choose_thresholds, predict_dataset, score
+from pelagia.infer.assess import Assessment, AssessOptions, assess, fit_calibration, rule_thresholds
+from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
+from pelagia.infer.maps import MapKind, evaluate_maps, map_kind
 from pelagia.infer.read_predictions import read_predictions
-from pelagia.metrics.result import DetectionResult
-from pelagia.report.detection import detection_sections
-from pelagia.report.html import write_report
-from pelagia.report.plots import detection_plots
+from pelagia.metrics.detection import Evidence
+from pelagia.metrics.objects import Kind
+from pelagia.metrics.scaling import MapKind as ScalingKind
+from pelagia.metrics.taxonomy import Taxonomy
+from pelagia.metrics.voc import voc_objects
 
 __all__ = ["evaluate"]
 
@@ -31,14 +36,35 @@ class _Flags:
         default="", metadata={"help": "Images of this split; by default val where the data have it, else all. 'all' for all."}
     )
     out: Path | None = field(default=None, metadata={"help": "Folder for evaluation.json, plots and an HTML report."})
+    compare: Literal["auto", "boxes", "oriented", "masks", "keypoints", "label-images", "semantic", "panoptic"] = field(
+        default="auto", metadata={"help": "What is compared; by default what predictions and labels both hold."}
+    )
+    against: str | None = field(
+        default=None, metadata={"help": "Another model, or other predictions, for a paired test on the same images."}
+    )
+    rules: Literal["coco", "voc2007", "voc2010", "dota"] = field(
+        default="coco", metadata={"help": "Beside COCO's numbers, AP by the rules of Pascal VOC or DOTA."}
+    )
+    max_dets: tuple[int, ...] = field(
+        default=(), metadata={"help": "Most predictions per image and class, 0 for all; by default 1, 10, 100 and all."}
+    )
+    iou: tuple[float, ...] = field(default=(), metadata={"help": "IoU thresholds; by default 0.5, 0.55, ... 0.95."})
+    taxonomy: Path | None = field(
+        default=None, metadata={"help": "JSON file of {name: parent} for hierarchical scores; 'supercategory' counts by itself."}
+    )
     save_thresholds: bool = field(
-        default=False, metadata={"help": "Store each class's score of best F1 in the checkpoint; `predict` then uses it."}
+        default=False,
+        metadata={"help": "Store each class's threshold (see --threshold) in the checkpoint; `predict` then uses it."},
+    )
+    save_calibration: ScalingKind | None = field(
+        default=None,
+        metadata={"help": "Fit this map of scores to probabilities and store it; `predict --calibrated` applies it."},
     )
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1 or mps."})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0 for all cores."})
 
 
-_FLAGS, _OPTIONS = _Flags(), EvaluateOptions()
+_FLAGS, _OPTIONS, _ASSESS = _Flags(), EvaluateOptions(), AssessOptions()
 
 
 def evaluate(
@@ -49,46 +75,71 @@ def evaluate(
     flags: Annotated[_Flags, Parameter(name="*")] = _FLAGS,
     data: Annotated[DataFlags, Parameter(name="*")] = NO_FLAGS,
     options: Annotated[EvaluateOptions, Parameter(name="*")] = _OPTIONS,
+    telling: Annotated[AssessOptions, Parameter(name="*")] = _ASSESS,
     json: Json = False,
 ) -> int:
-    """Score a model, or predictions in a file, against the truth.
+    """Score a model, or predictions made by anything, against the truth.
 
-    Prints COCO's twelve numbers, AP without the cut at 100 predictions per image, and for each class AP and the score of best F1.
+    Prints COCO's numbers, AP without the cut at 100 predictions per image, for each class AP and the chosen score, what kinds of
+    errors cost most, and how far scores can be believed.
 
     Args:
-        source: A run folder, a checkpoint, an .onnx, a foreign .pt; or a .json of predictions (COCO results, or from `predict`).
+        source: A run folder, a checkpoint, an .onnx, a foreign .pt; or predictions: COCO results or the results.json of
+            `predict`, a folder of YOLO text files with scores, of DOTA's task files, or of label images; or a COCO panoptic
+            .json.
         truth: The labelled images: an annotation file or a folder.
     """
-    from_file = source.lower().endswith(".json")
-    if flags.save_thresholds and from_file:
-        raise OptionError("--save-thresholds needs a checkpoint, not a file of predictions", where=source)
-    predictor = None if from_file else load(source, device=flags.device, threads=flags.threads)
-    dataset = _choose(data.open(truth, None if predictor is None else predictor.card.task), flags.split)
+    maps = map_kind(source, flags.compare)
+    if maps is not None:
+        return _evaluate_maps(Path(source), truth, maps, flags, data, json)
+    predictor = None if _is_predictions(source) else load(source, device=flags.device, threads=flags.threads)
+    if predictor is None and (flags.save_thresholds or flags.save_calibration):
+        raise OptionError("thresholds and calibration are stored in a checkpoint, not in predictions", where=source)
+    task = None if predictor is None else predictor.card.task
+    pictured = predictor is not None or flags.out is not None or flags.against is not None
+    dataset = data.open(truth, task, keep_empty=predictor is None, find_images=pictured)
+    dataset = _choose(_in_order(dataset), flags.split)
     for finding in dataset.findings:
-        if finding.severity != "info":
+        if finding.severity != "info" and finding.code != "image.missing":
             say(f"pelagia: {finding}")
-    if predictor is None:
-        # Boxes are compared unless the truth is oriented: the files carry no masks.
-        dataset = dataset.with_task("oriented" if dataset.task == "oriented" else "detect")
-        predictions, others = read_predictions(source, dataset)
-        if others:
-            say(f"left out: predictions for {len(others)} images that the truth does not have, such as {others[0]}")
-        result = score(dataset, predictions)
-    else:
-        predictions = predict_dataset(predictor.runtime, dataset, options, show=False if json else None)
-        result = score(dataset, predictions, predictor.card.task)
+    rules: dict[str, Any] = {}
+    if flags.max_dets:
+        rules["max_dets"] = flags.max_dets
+    if flags.iou:
+        rules["iou_thresholds"] = flags.iou
+    evidence, found = _evidence(source, predictor, dataset, flags, options, rules, quiet=json)
+    other = None
+    if flags.against is not None:
+        second = None if _is_predictions(flags.against) else load(flags.against, device=flags.device, threads=flags.threads)
+        other, _ = _evidence(flags.against, second, dataset, flags, options, rules, quiet=json)
+    tree = Taxonomy(_parents(flags.taxonomy)) if flags.taxonomy is not None else Taxonomy.of(dataset.categories)
+    assessment = assess(evidence, telling, sizes=dataset.sizes, taxonomy=tree if tree.parents else None, against=other)
+    voc = None
+    if flags.rules != "coco":
+        year: Literal[2007, 2010] = 2010 if flags.rules == "voc2010" else 2007
+        voc = voc_objects(evidence.comparison.truth, evidence.comparison.predictions, dataset.categories, year=year)
     if json:
-        print_json(result.to_dict(curves=False))
+        print_json({**assessment.to_dict(curves=False), **({} if voc is None else {"voc": voc.to_dict()})})
     else:
-        print("\n".join(result.lines()))
+        print("\n".join(assessment.lines() + ([] if voc is None else ["", *voc.lines()])))
     if flags.out is not None:
-        path = _write(flags.out, result, f"{source} on {truth}")
-        say(f"report: {path}")
-    if flags.save_thresholds and predictor is not None:
-        thresholds = choose_thresholds(dataset, predictions, predictor.card.task)
-        _save_thresholds(predictor, thresholds)
-        say(f"thresholds of {len(thresholds)} classes stored in {predictor.path}")
+        say(f"report: {_write(flags.out, evidence, assessment, dataset, f'{source} on {truth}')}")
+    if predictor is not None and found is not None:
+        _store(predictor, dataset, found, flags, telling)
     return 0
+
+
+def _is_predictions(source: str) -> bool:
+    path = Path(source)
+    if path.is_dir():
+        return any(path.glob("*.txt")) or any(path.glob("labels/*.txt"))
+    return path.suffix.lower() == ".json"
+
+
+def _in_order(dataset: Dataset) -> Dataset:
+    """Images by ascending id: where scores are equal, COCO's order of images decides."""
+    order = np.argsort(dataset.image_ids, kind="stable")
+    return dataset if (np.diff(order) > 0).all() else dataset.subset(order)
 
 
 def _choose(dataset: Dataset, name: str) -> Dataset:
@@ -99,16 +150,83 @@ def _choose(dataset: Dataset, name: str) -> Dataset:
     return chosen
 
 
-def _write(folder: Path, result: DetectionResult, subtitle: str) -> Path:
-    write_json(folder / "evaluation.json", result.to_dict(), indent=2)
-    plots = detection_plots(result, folder)
-    return write_report(folder / "report.html", "Evaluation", detection_sections(result, plots), subtitle=subtitle)
+def _evidence(
+    source: str,
+    predictor: Predictor | None,
+    dataset: Dataset,
+    flags: _Flags,
+    options: EvaluateOptions,
+    rules: dict[str, Any],
+    *,
+    quiet: bool,
+) -> tuple[Evidence, list[Instances] | None]:
+    """The evidence, and the predictions if a model made them."""
+    if predictor is not None:
+        found = predict_dataset(predictor.runtime, dataset, options, show=False if quiet else None)
+        return gather_evidence(dataset, found, predictor.card.task, **rules), found
+    kind: Kind | None = None if flags.compare == "auto" else flags.compare  # type: ignore[assignment]
+    predictions = read_predictions(source, dataset, kind)
+    if predictions.unknown:
+        count = len(predictions.unknown)
+        say(f"left out: predictions for {count} images that the truth does not have, such as {predictions.unknown[0]}")
+    return gather_evidence(dataset, predictions.objects, **rules), None
 
 
-def _save_thresholds(predictor: Predictor, thresholds: dict[str, float]) -> None:
+def _parents(path: Path) -> dict[str, str]:
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise OptionError("a taxonomy is a JSON object of name: parent, both text", where=path)
+    return content
+
+
+def _write(folder: Path, evidence: Evidence, assessment: Assessment, dataset: Dataset, subtitle: str) -> Path:
+    report = resolve("pelagia.report.assessment", purpose="write a report")
+    write_json(folder / "evaluation.json", assessment.to_dict(), indent=2)
+    path: Path = report.write_evaluation(folder, evidence, assessment, dataset, subtitle=subtitle)
+    return path
+
+
+def _evaluate_maps(source: Path, truth: Path, kind: MapKind, flags: _Flags, data: DataFlags, json: bool) -> int:
+    """Label images, semantic maps and panoptic maps."""
+
+    def open_truth() -> Dataset:
+        dataset = data.open(truth)
+        for finding in dataset.findings:
+            if finding.severity != "info":
+                say(f"pelagia: {finding}")
+        return _choose(dataset, flags.split)
+
+    result, unknown = evaluate_maps(source, truth, kind, open_truth)
+    if unknown:
+        say(f"left out: predictions for {len(unknown)} images that the truth does not have, such as {unknown[0]}")
+    if json:
+        print_json(result.to_dict())
+    else:
+        print("\n".join(result.lines()))
+    if flags.out is not None:
+        write_json(flags.out / "evaluation.json", result.to_dict(), indent=2)
+        report = resolve("pelagia.report.assessment", purpose="write a report")
+        say(f"report: {report.write_maps(flags.out, result, subtitle=f'{source} on {truth}')}")
+    return 0
+
+
+def _store(predictor: Predictor, dataset: Dataset, found: list[Instances], flags: _Flags, telling: AssessOptions) -> None:
+    """Write thresholds and calibration into the checkpoint's card, as asked."""
+    if not flags.save_thresholds and flags.save_calibration is None:
+        return
     path = predictor.path
     if path is None or path.suffix != ".safetensors":
-        raise OptionError("thresholds can be stored in a checkpoint (.safetensors) of this package only", where=path)
+        raise OptionError(
+            "thresholds and calibration can be stored in a checkpoint (.safetensors) of this package only", where=path
+        )
+    counting = counting_evidence(dataset, found, predictor.card.task)
     checkpoint: Any = resolve("pelagia.models.checkpoint", purpose="store thresholds")
     tensors, card, state = checkpoint.read(path)
-    checkpoint.save(path, tensors, replace(card, thresholds=thresholds), state)
+    if flags.save_thresholds:
+        card = replace(card, thresholds=rule_thresholds(counting, telling.threshold))
+        say(f"thresholds of {len(card.thresholds)} classes stored in {path}")
+    if flags.save_calibration is not None:
+        fitted = fit_calibration(counting, flags.save_calibration).for_classes(card.class_names)
+        card = replace(card, calibration=fitted.to_dict())
+        say(f"{flags.save_calibration} calibration stored in {path}")
+    checkpoint.save(path, tensors, card, state)

@@ -47,6 +47,8 @@ class ModelCard:
         options: the model's own options, as JSON values.
         normalisation: intensities -> network input.
         thresholds: per class name, the score from which an object counts (best F1 on validation); empty if not chosen.
+        calibration: the map that turns scores into probabilities of being right, as `metrics.scaling.ScoreMap.to_dict` writes it,
+            fitted on validation; empty if not fitted. `thresholds` hold for scores before it.
         licence: of the weights, an SPDX name or a sentence.
         source: where the weights came from.
         manifest: facts of the training run (data hash, versions, seed, metrics).
@@ -61,6 +63,7 @@ class ModelCard:
     options: dict[str, Any] = field(default_factory=dict)
     normalisation: Normalisation = field(default_factory=Normalisation)
     thresholds: dict[str, float] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     licence: str = "unknown"
     source: str = ""
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -109,6 +112,8 @@ class ModelCard:
                 )
                 for item in values["categories"]
             )
+            if not isinstance(values.get("calibration", {}), dict):
+                raise CheckpointError("the field calibration must be an object, empty if there is no score map", where=where)
             height, width = values["input_size"]
             values["input_size"] = (int(height), int(width))
             window: dict[str, Any] = values.get("normalisation", {})

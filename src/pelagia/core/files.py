@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import msgspec
 import numpy as np
 
 from pelagia.errors import FormatError, OptionError
@@ -120,7 +121,11 @@ def read_json(path: str | Path, limit_bytes: int = JSON_LIMIT_BYTES) -> Any:
             raise FormatError(
                 f"{size:,} bytes, more than the limit of {limit_bytes:,}; split it, or raise the limit", where=source
             )
-        return json.loads(source.read_bytes().decode("utf-8-sig"))
+        data = source.read_bytes()
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            return msgspec.json.decode(data)
+        # What the fast parser refuses (a byte-order mark, NaN, an error) the slow one reads, or names to line and column.
+        return json.loads(data.decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise FormatError("this file does not exist; check the path", where=source) from error
     except OSError as error:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from pelagia.core.types import Float, Mask
 from pelagia.errors import LabelError, OptionError
 
-__all__ = ["COCO_PERSON_SIGMAS", "flip", "oks"]
+__all__ = ["COCO_PERSON_SIGMAS", "flip", "oks", "oks_aligned"]
 
 #: Per-point standard deviations of COCO's 17 points of a person, as fractions of the square root of the object's area
 #: (cocodataset.org/#keypoints-eval): nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles; each pair left, right.
@@ -52,17 +52,24 @@ def oks(predicted: Float, truth: Float, areas: ArrayLike, boxes: Float, sigmas: 
         )
     if not (spread > 0).all():
         raise OptionError(f"sigmas of keypoints must be positive, got {spread.tolist()}")
-    labelled: Mask = true[:, :, 2] > 0  # [M, K]
+    rows, columns = (part.ravel() for part in np.indices((len(found), len(true))))
+    return oks_aligned(found[rows], true[columns], size[columns], box[columns], spread).reshape(len(found), len(true))
+
+
+def oks_aligned(predicted: Float, truth: Float, areas: Float, boxes: Float, sigmas: Float) -> Float:
+    """[P] the similarity of `oks` for pairs: [P, K, 3] each, areas [P], boxes [P, 4], sigmas [K]."""
+    if len(predicted) == 0:
+        return np.zeros(0)
+    labelled: Mask = truth[:, :, 2] > 0  # [P, K]
     whole: Mask = np.logical_not(labelled.any(axis=1))  # truth known by its box only
-    offset = found[:, None, :, :2] - true[None, :, :, :2]  # [N, M, K, 2]
-    sides = box[:, 2:] - box[:, :2]
-    low, high = (box[:, :2] - sides)[:, None], (box[:, 2:] + sides)[:, None]  # [M, 1, 2]
-    position = found[:, None, :, :2]
+    position = predicted[:, :, :2]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    low, high = (boxes[:, :2] - sides)[:, None], (boxes[:, 2:] + sides)[:, None]  # [P, 1, 2]
     outside = np.maximum(low - position, 0.0) + np.maximum(position - high, 0.0)
-    offset = np.where(whole[:, None, None], outside, offset)
-    exponent = (offset**2).sum(axis=3) / (2 * spread) ** 2 / (size[:, None] + np.spacing(1)) / 2  # [N, M, K]
+    offset = np.where(whole[:, None, None], outside, position - truth[:, :, :2])
+    exponent = (offset**2).sum(axis=2) / (2 * sigmas) ** 2 / (areas[:, None] + np.spacing(1)) / 2  # [P, K]
     weight = labelled | whole[:, None]
-    result: Float = (np.exp(-exponent) * weight).sum(axis=2) / np.maximum(weight.sum(axis=1), 1)
+    result: Float = (np.exp(-exponent) * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
     return result
 
 

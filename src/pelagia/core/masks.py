@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pelagia.core import oriented as oriented_boxes
 from pelagia.core.contours import to_polygons
+from pelagia.core.lazy import resolve
 from pelagia.core.types import Float, Int, Mask, MaskCrop
 from pelagia.errors import LabelError
 
@@ -37,7 +38,9 @@ __all__ = [
     "polygon_area",
     "rasterise",
     "rle_area",
+    "rle_from_buffer",
     "rle_from_string",
+    "rle_from_strings",
     "rle_to_string",
     "to_polygons",
 ]
@@ -117,27 +120,44 @@ def rle_from_string(text: str | bytes, height: int, width: int) -> RLE:
     Raises:
         LabelError: a character outside the alphabet, a text cut short, or runs that do not add up to height * width.
     """
-    data = text if isinstance(text, bytes) else text.encode("ascii", "replace")
-    group = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - 48
-    if len(group) == 0 or group.min() < 0 or group.max() > 63:
-        raise LabelError("this is not a compressed COCO mask: empty, or a character outside '0' to 'o'")
-    last = np.flatnonzero((group & 0x20) == 0)
-    begin = np.concatenate([[0], last[:-1] + 1])
-    lengths = last - begin + 1
-    if len(last) == 0 or last[-1] != len(group) - 1 or lengths.max() > 7:
-        raise LabelError("this is not a compressed COCO mask: a number is cut short or longer than 32 bits")
-    place = np.arange(len(group)) - np.repeat(begin, lengths)
-    value = np.add.reduceat((group & 0x1F) << (5 * place), begin)
-    value -= np.where(group[last] & 0x10, np.int64(1) << (5 * lengths), 0)
-    value[1::2] = np.cumsum(value[1::2])
-    value[2::2] = np.cumsum(value[2::2])
-    if value.min() < 0 or value.max() > height * width:
-        raise LabelError(
-            f"the compressed mask has a run of {value.min()} to {value.max()} pixels in an image of {height} x {width}"
-        )
-    rle = RLE(height, width, value.astype(np.uint32))
-    _check(rle)
-    return rle
+    counts, _ = rle_from_strings([text], np.array([height * width], dtype=np.int64))
+    return RLE(height, width, counts)
+
+
+def rle_from_strings(texts: Sequence[str | bytes], pixels: Int) -> tuple[NDArray[np.uint32], Int]:
+    """The runs of N compressed texts, joined: counts [Q], of which mask n owns counts[starts[n]:starts[n + 1]], and starts [N +
+    1].
+
+    Args:
+        pixels: [N] height * width of each mask.
+
+    Raises:
+        LabelError: as `rle_from_string`; `where` names the mask by its position.
+    """
+    data = [text if isinstance(text, bytes) else text.encode("ascii", "replace") for text in texts]
+    lengths = np.array([len(item) for item in data], dtype=np.int64)
+    return rle_from_buffer(np.frombuffer(b"".join(data), dtype=np.uint8), lengths, pixels)
+
+
+def rle_from_buffer(text: NDArray[np.uint8], lengths: Int, pixels: Int) -> tuple[NDArray[np.uint32], Int]:
+    """`rle_from_strings` for N texts of `lengths` [N] characters that lie one after another in `text`."""
+    kernels = resolve("pelagia.core.kernels", purpose="read compressed masks")
+    counts, sizes = np.empty(len(text), dtype=np.uint32), np.empty(len(lengths), dtype=np.int64)
+    count, mask = kernels.decode_runs(text, lengths, np.asarray(pixels, dtype=np.int64), counts, sizes)
+    if count < 0:
+        raise LabelError(f"this is not a compressed COCO mask: {_FAULTS[-1 - count]}", where=f"mask {mask}")
+    return counts[:count].copy(), np.concatenate([[0], np.cumsum(sizes)])
+
+
+#: What `kernels.decode_runs` may complain of.
+_FAULTS = (
+    "a character outside '0' to 'o'",
+    "it is cut short",
+    "a number is longer than 32 bits",
+    "a run is below 0 or longer than the image",
+    "its runs do not add up to the image's height times width",
+    "it is empty",
+)
 
 
 def _crossings(ring: Float, height: int, width: int) -> Int:

@@ -5,7 +5,7 @@ Flat arrays open fast, travel to worker processes cheaply, and are what a fast e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -182,8 +182,10 @@ class AnnotationBuilder:
     _rings: dict[int, list[Float]] = field(default_factory=dict)
     _runs: dict[int, NDArray[np.uint32]] = field(default_factory=dict)
 
+    _columns: tuple[Any, ...] | None = None
+
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._labels) if self._columns is None else len(self._columns[1])
 
     def add(self, image: int, label: int, box: Sequence[float] | Float, *, id: int | None = None, **optional: Any) -> int:
         """Add an object of class `label` to image `image`; returns its row.
@@ -191,6 +193,7 @@ class AnnotationBuilder:
         `optional` may hold `oriented` (5 numbers), `area`, `crowd`, `difficult`, `ignore`, `ignored_as`, `keypoints` [K, 3],
         `rings` (a list of [P, 2]) and `runs` (uint32 run lengths); None and False mean absent. `id` defaults to the row plus 1.
         """
+        self._spill()
         row = len(self._labels)
         self._images.append(image)
         self._labels.append(label)
@@ -214,6 +217,53 @@ class AnnotationBuilder:
             self._flags["ignore"].add(row)
         return row
 
+    def extend(
+        self,
+        images: Int,
+        labels: Int,
+        boxes: Float,
+        *,
+        ids: Int,
+        areas: Float,
+        crowd: Mask,
+        rings: Mapping[int, list[Float]],
+        runs: Mapping[int, NDArray[np.uint32]],
+    ) -> None:
+        """Add many objects at once, [M] each; `rings` and `runs` belong to rows of these arrays."""
+        columns = (images, labels, boxes, ids, areas, crowd, rings, runs)
+        if self._labels or self._columns is not None:
+            self._spill()
+            self._take_columns(*columns)
+        else:
+            self._columns = columns
+
+    def _spill(self) -> None:
+        """Columns that wait to be used as they are become rows like all others."""
+        if self._columns is not None:
+            columns, self._columns = self._columns, None
+            self._take_columns(*columns)
+
+    def _take_columns(
+        self,
+        images: Int,
+        labels: Int,
+        boxes: Float,
+        ids: Int,
+        areas: Float,
+        crowd: Mask,
+        rings: Mapping[int, list[Float]],
+        runs: Mapping[int, NDArray[np.uint32]],
+    ) -> None:
+        first = len(self._labels)
+        self._images += images.tolist()
+        self._labels += labels.tolist()
+        self._boxes += boxes.tolist()
+        self._ids += ids.tolist()
+        self._areas.update(enumerate(areas.tolist(), start=first))
+        self._flags["crowd"].update((first + np.flatnonzero(crowd)).tolist())
+        self._rings.update((first + row, value) for row, value in rings.items())
+        self._runs.update((first + row, value) for row, value in runs.items())
+
     def add_instances(self, image: int, found: Instances, width: int, height: int) -> None:
         """Add the objects of an `Instances` to image `image` of that size; masks are stored as runs."""
         boxes = found.box_array
@@ -236,6 +286,8 @@ class AnnotationBuilder:
 
     def build(self, images: int) -> Annotations:
         """The annotations of `images` images; within an image the order of addition stays."""
+        if self._columns is not None:
+            return self._build_columns(images)
         count = len(self._labels)
         image = np.asarray(self._images, dtype=np.int64).reshape(-1)
         order = np.argsort(image, kind="stable")
@@ -261,10 +313,30 @@ class AnnotationBuilder:
             ids=np.asarray(self._ids, dtype=np.int64).reshape(-1),
             ignored_as=ignored_as,
             keypoints=keypoints,
-            shapes=self._shapes(),
+            shapes=_shapes(self._rings, self._runs, count),
             **flags,
         )
         return unsorted._take(order, unsorted.starts)
+
+    def _build_columns(self, images: int) -> Annotations:
+        """What `build` gives for objects that all came through one `extend`."""
+        assert self._columns is not None
+        image, labels, boxes, ids, areas, crowd, rings, runs = self._columns
+        none = np.zeros(len(labels), dtype=np.bool_)
+        unsorted = Annotations(
+            starts=_offsets(np.bincount(image, minlength=images)),
+            labels=labels,
+            boxes=boxes,
+            oriented=None,
+            areas=areas,
+            crowd=crowd,
+            difficult=none,
+            ignore=none,
+            ids=ids,
+            ignored_as=np.full(len(labels), -1, dtype=np.int64),
+            shapes=_shapes(rings, runs, len(labels)),
+        )
+        return unsorted._take(np.argsort(image, kind="stable"), unsorted.starts)
 
     def _column(self, values: dict[int, Any], fill: float, shape: tuple[int, ...]) -> Float | None:
         if not values:
@@ -296,16 +368,17 @@ class AnnotationBuilder:
             column[row, : len(value)] = value
         return column
 
-    def _shapes(self) -> Shapes | None:
-        if not self._rings and not self._runs:
-            return None
-        count = len(self._labels)
-        rings = [ring for row in sorted(self._rings) for ring in self._rings[row]]
-        runs = [self._runs[row] for row in sorted(self._runs)]
-        return Shapes(
-            points=np.concatenate(rings).astype(np.float64) if rings else np.zeros((0, 2)),
-            ring_starts=_offsets([len(ring) for ring in rings]),
-            object_rings=_offsets([len(self._rings.get(row, ())) for row in range(count)]),
-            counts=np.concatenate(runs).astype(np.uint32) if runs else np.zeros(0, dtype=np.uint32),
-            count_starts=_offsets([len(self._runs.get(row, ())) for row in range(count)]),
-        )
+
+def _shapes(rings: Mapping[int, list[Float]], runs: Mapping[int, NDArray[np.uint32]], count: int) -> Shapes | None:
+    """The outlines of `count` objects from those that have one."""
+    if not rings and not runs:
+        return None
+    points = [ring for row in sorted(rings) for ring in rings[row]]
+    counts = [runs[row] for row in sorted(runs)]
+    return Shapes(
+        points=np.concatenate(points).astype(np.float64) if points else np.zeros((0, 2)),
+        ring_starts=_offsets([len(ring) for ring in points]),
+        object_rings=_offsets([len(rings.get(row, ())) for row in range(count)]),
+        counts=np.concatenate(counts).astype(np.uint32) if counts else np.zeros(0, dtype=np.uint32),
+        count_starts=_offsets([len(runs.get(row, ())) for row in range(count)]),
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,19 +17,27 @@ from pelagia.core.types import Category, Instances, Int, Task
 from pelagia.data.dataset import Dataset
 from pelagia.decode import DecodeOptions
 from pelagia.errors import EvaluationError, OptionError
+from pelagia.infer.objects import KINDS, predicted_objects, truth_objects
 from pelagia.infer.predict import PredictOptions, predict_batch, predict_image
 from pelagia.infer.progress import track
 from pelagia.infer.runtimes import Runtime
-from pelagia.metrics.detection import evaluate_detection
-from pelagia.metrics.matching import Kind
+from pelagia.metrics.detection import Evidence, gather
+from pelagia.metrics.objects import Objects
 from pelagia.metrics.result import DetectionResult
 
-__all__ = ["EvaluateOptions", "choose_thresholds", "evaluate", "match_classes", "predict_dataset", "score"]
+__all__ = [
+    "EvaluateOptions",
+    "choose_thresholds",
+    "counting_evidence",
+    "evaluate",
+    "gather_evidence",
+    "match_classes",
+    "predict_dataset",
+    "score",
+]
 
 #: Most predictions per image where nothing crowds: three times COCO's cap per class.
 _MOST = 300
-
-_KINDS: dict[Task, Kind] = {"detect": "boxes", "oriented": "oriented", "instance": "masks"}
 
 
 @dataclass(frozen=True)
@@ -85,25 +94,48 @@ def score(dataset: Dataset, predictions: Sequence[Instances], task: Task | None 
     Raises:
         EvaluationError: see `evaluate`.
     """
+    return gather_evidence(dataset, predictions, task).result()
+
+
+def gather_evidence(
+    dataset: Dataset, predictions: Sequence[Instances] | Objects, task: Task | None = None, **rules: Any
+) -> Evidence:
+    """Match predictions with the truth of `dataset`, by what `task` (by default the data's) compares.
+
+    Args:
+        predictions: one `Instances` per image, or flat objects, which say themselves what is compared.
+        rules: `iou_thresholds`, `max_dets` and `sigmas` as in `metrics.detection.evaluate_detection`.
+
+    Raises:
+        EvaluationError: see `evaluate`.
+    """
     task = task or dataset.task
-    if task not in _KINDS:
-        raise EvaluationError(f"the task {task!r} cannot be scored yet, only {', '.join(_KINDS)}", where=dataset.root)
     if len(dataset) == 0:
         raise EvaluationError("there is no image to score", where=dataset.root)
-    dataset = dataset.with_task(task)
-    truths = [dataset.truth(index, masks=task == "instance") for index in range(len(dataset))]
-    return evaluate_detection(truths, predictions, dataset.categories, kind=_KINDS[task])
+    if isinstance(predictions, Objects):
+        found = predictions
+    elif task in KINDS:
+        found = predicted_objects(dataset, predictions, KINDS[task])
+    else:
+        raise EvaluationError(
+            f"answers of the task {task!r} cannot be scored as objects, only {', '.join(KINDS)}", where=dataset.root
+        )
+    return gather(truth_objects(dataset, found.kind), found, dataset.categories, images=len(dataset), **rules)
 
 
 def choose_thresholds(
     dataset: Dataset, predictions: Sequence[Instances], task: Task | None = None, *, nms_iou: float = PredictOptions.nms_iou
 ) -> dict[str, float]:
-    """Class name -> score of best F1 at IoU 0.5, for the classes that have one: from where an object should count.
+    """Class name -> score of best F1 at IoU 0.5, for the classes that have one: from where an object should count."""
+    return counting_evidence(dataset, predictions, task, nms_iou=nms_iou).result().thresholds
 
-    Predictions made for AP overlap more than those of `predict` do, so they are first thinned as `predict` would.
-    """
-    thinned = [_thin(item, nms_iou) for item in predictions]
-    return score(dataset, thinned, task).thresholds
+
+def counting_evidence(
+    dataset: Dataset, predictions: Sequence[Instances], task: Task | None = None, *, nms_iou: float = PredictOptions.nms_iou
+) -> Evidence:
+    """The evidence by which thresholds and calibration are chosen for `predict`: predictions made for AP overlap more than those
+    of `predict` do, so they are first thinned as `predict` would."""
+    return gather_evidence(dataset, [_thin(item, nms_iou) for item in predictions], task)
 
 
 def _thin(found: Instances, nms_iou: float) -> Instances:

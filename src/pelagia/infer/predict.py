@@ -8,7 +8,7 @@ input size is the scale.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.image import image_size, letterbox, normalise, read, warp
+from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Instances
 from pelagia.decode import DecodeOptions, decode
@@ -67,6 +68,10 @@ class PredictOptions:
         metadata={"help": "Least overlap of tiles as a share of their side; widened to 1.5 times the model's typical object."},
     )
     batch: int = field(default=8, metadata={"help": "Images or tiles per step."})
+    calibrated: bool = field(
+        default=False,
+        metadata={"help": "Turn scores into probabilities by the map stored in the model; thresholds stay those of raw scores."},
+    )
 
     def __post_init__(self) -> None:
         for name in ("score", "nms_iou"):
@@ -125,11 +130,25 @@ def predict_image(
     """
     options = options or PredictOptions()
     decoding = decoding or options.decoding(runtime.card)
+    probable = _probable(runtime.card, options)
     scan = Scan.of(_checked(image)) if isinstance(image, np.ndarray) else image
     tile = _tile_size(runtime.card, options)
     if options.tiling != "always" and not _needs_tiles((scan.width, scan.height), tile, options):
-        return predict_batch(runtime, [scan.read(0, 0, scan.width, scan.height)], decoding)[0]
-    return _predict_tiles(runtime, scan, tile, options, decoding)
+        return probable(predict_batch(runtime, [scan.read(0, 0, scan.width, scan.height)], decoding)[0])
+    return probable(_predict_tiles(runtime, scan, tile, options, decoding))
+
+
+def _probable(card: ModelCard, options: PredictOptions) -> Callable[[Instances], Instances]:
+    """The stored map of scores to probabilities, if it was asked for."""
+    if not options.calibrated:
+        return lambda found: found
+    if not card.calibration:
+        raise OptionError(
+            "the model holds no calibration; fit one with: pelagia evaluate MODEL DATA --save-calibration platt", where=card.name
+        )
+    scaling = resolve("pelagia.metrics.scaling", purpose="calibrate scores")
+    fitted = scaling.ScoreMap.from_dict(card.calibration, where=card.name)
+    return lambda found: found.replace(scores=fitted.apply(found.scores, found.labels))
 
 
 def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: PredictOptions | None = None) -> Iterator[FileResult]:
@@ -139,13 +158,14 @@ def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: Predic
     """
     options = options or PredictOptions()
     decoding = options.decoding(runtime.card)
+    probable = _probable(runtime.card, options)
     tile = _tile_size(runtime.card, options)
     waiting: list[tuple[Path, NDArray[Any] | str]] = []
     for path in map(Path, paths):
         try:
             size = image_size(path)
             if options.tiling == "always" or _needs_tiles(size, tile, options):
-                yield from _flush(runtime, waiting, decoding)
+                yield from _flush(runtime, waiting, decoding, probable)
                 waiting = []
                 start = time.perf_counter()
                 with open_scan(path) as scan:
@@ -156,12 +176,17 @@ def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: Predic
         except ImageError as error:
             waiting.append((path, error.reason))
         if len(waiting) == options.batch:
-            yield from _flush(runtime, waiting, decoding)
+            yield from _flush(runtime, waiting, decoding, probable)
             waiting = []
-    yield from _flush(runtime, waiting, decoding)
+    yield from _flush(runtime, waiting, decoding, probable)
 
 
-def _flush(runtime: Runtime, waiting: Sequence[tuple[Path, NDArray[Any] | str]], decoding: DecodeOptions) -> Iterator[FileResult]:
+def _flush(
+    runtime: Runtime,
+    waiting: Sequence[tuple[Path, NDArray[Any] | str]],
+    decoding: DecodeOptions,
+    probable: Callable[[Instances], Instances],
+) -> Iterator[FileResult]:
     images = [image for _, image in waiting if not isinstance(image, str)]
     start = time.perf_counter()
     found = iter(predict_batch(runtime, images, decoding) if images else [])
@@ -170,7 +195,7 @@ def _flush(runtime: Runtime, waiting: Sequence[tuple[Path, NDArray[Any] | str]],
         if isinstance(image, str):
             yield FileResult(path, error=image)
         else:
-            yield FileResult(path, image.shape[1], image.shape[0], next(found), seconds=seconds)
+            yield FileResult(path, image.shape[1], image.shape[0], probable(next(found)), seconds=seconds)
 
 
 def _tile_size(card: ModelCard, options: PredictOptions) -> tuple[int, int]:

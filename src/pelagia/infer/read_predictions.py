@@ -1,82 +1,262 @@
-"""Predictions from a file, to be scored against a data set.
+"""Predictions from files, made by anything, to be scored against a data set.
 
-Three forms are read: a COCO results file (a list of `{image_id, category_id, bbox, score}`; `oriented` for oriented boxes), a
-results.json or a coco.json of `pelagia predict`, whose images are matched by file name.
+Read are COCO results (a list of `{image_id, category_id, score, bbox | segmentation | keypoints}`; five numbers in `bbox` are an
+oriented box), the results.json and coco.json of `pelagia predict`, folders of YOLO text files with scores, and folders of DOTA's
+task files.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
+from pelagia.core import masks as core_masks
 from pelagia.core.files import read_json
 from pelagia.core.oriented import canonical
-from pelagia.core.types import Instances
+from pelagia.core.types import Float, Instances, Int, MaskCrop
 from pelagia.data.dataset import Dataset
-from pelagia.errors import EvaluationError, FormatError
+from pelagia.errors import EvaluationError, FormatError, LabelError
+from pelagia.infer.coco_results import Columns, kinds_of, read_columns
+from pelagia.infer.objects import KINDS, predicted_objects
+from pelagia.infer.text_predictions import read_dota_predictions, read_yolo_predictions
+from pelagia.metrics.objects import Kind, Objects
 
-__all__ = ["read_predictions"]
-
-#: One object: label, score, four box numbers x1, y1, x2, y2, and five oriented ones or none.
-_Row = tuple[int, float, list[float], list[float] | None]
+__all__ = ["Predictions", "read_predictions"]
 
 
-def read_predictions(path: str | Path, dataset: Dataset) -> tuple[list[Instances], list[str]]:
-    """One `Instances` per image of `dataset`, empty where the file says nothing of it, with the labels of `dataset`.
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions for the images of a data set.
 
-    Beside them, the images with predictions that `dataset` does not have: they are left out, since it may be a split.
+    Args:
+        objects: what is compared, images in the order of the data set.
+        unknown: images with predictions that the data set does not have: left out, since it may be a split.
+    """
 
-    For an oriented data set objects need `oriented`: cx, cy, w, h in pixels and the angle in radians, clockwise on the screen.
+    objects: Objects
+    unknown: tuple[str, ...] = ()
+
+
+def read_predictions(path: str | Path, dataset: Dataset, kind: Kind | None = None) -> Predictions:
+    """The predictions at `path` with the labels of `dataset`.
+
+    Args:
+        kind: what to compare. None: oriented boxes for oriented data; else keypoints, masks or boxes, the first of them that both
+            the file and the labels hold.
 
     Raises:
         FormatError: not one of the forms, or a value is missing or not a finite number.
-        EvaluationError: none of the images or a class is not in the data set, or two of its images have the file name.
+        EvaluationError: none of the images or a class is not in the data set, two of its images have the file name, or a mask is
+            made for an image of another size.
     """
+    path = Path(path)
+    if path.is_dir():
+        return _from_folder(path, dataset, kind or KINDS.get(dataset.task, "boxes"))
+    held = kinds_of(path)
+    kind = kind or _choose(held, dataset)
+    columns = read_columns(path, kind) if held else None
+    return _one_by_one(path, dataset, kind) if columns is None else _from_columns(columns, dataset, kind, path)
+
+
+def _choose(held: set[Kind], dataset: Dataset) -> Kind:
+    if dataset.task == "oriented":
+        return "oriented"
+    if "keypoints" in held and dataset.annotations.keypoints is not None:
+        return "keypoints"
+    return "masks" if "masks" in held and dataset.annotations.shapes is not None else "boxes"
+
+
+def _from_folder(folder: Path, dataset: Dataset, kind: Kind) -> Predictions:
+    """Text files of YOLO or DOTA."""
+    read = read_dota_predictions if any(folder.glob("Task[12]_*.txt")) else read_yolo_predictions
+    found, unknown = read(folder, dataset)
+    return Predictions(predicted_objects(dataset, found, kind), tuple(unknown))
+
+
+def _from_columns(columns: Columns, dataset: Dataset, kind: Kind, path: Path) -> Predictions:
+    image = _positions(columns.image_id, dataset.image_ids)
+    unknown = tuple(str(value) for value in np.unique(columns.image_id[image < 0]).tolist())
+    if unknown and not (image >= 0).any():
+        _refuse_all(unknown, dataset, path)
+    ids = np.array([category.id for category in dataset.categories], dtype=np.int64)
+    label = _positions(columns.category_id, ids)
+    strange = np.flatnonzero((label < 0) & (image >= 0))
+    if len(strange) and dataset.ignored:
+        regions = [category.id for category in dataset.ignored]
+        strange = strange[~np.isin(columns.category_id[strange], regions)]
+    if len(strange):
+        _refuse_class(int(columns.category_id[strange[0]]), dataset, f"{path}#{strange[0]}")
+    rows: Int = np.flatnonzero((image >= 0) & (label >= 0))
+    if (np.diff(image[rows]) < 0).any():
+        rows = rows[np.argsort(image[rows], kind="stable")]
+    stated = columns.boxes
+    numbers = [part for part in (columns.score[:, None], stated) if part is not None]
+    if columns.keypoints is not None:
+        numbers.append(columns.keypoints.reshape(len(columns), -1))
+    for part in numbers:
+        bad = np.flatnonzero(~np.isfinite(part).all(axis=1))
+        if len(bad):
+            raise FormatError("a score or coordinate is not a finite number", where=f"{path}#{bad[0]}")
+    box_area = None if stated is None else stated[:, 2] * stated[:, 3]
+    shapes: dict[str, Any] = {}
+    if columns.runs is not None:
+        _check_sizes(columns, image, dataset, path)
+        runs = columns.runs.select(rows)
+        shapes["runs"], bounds, area = runs, runs.bounds(), runs.areas()
+    elif columns.keypoints is not None:
+        points = columns.keypoints[rows]
+        shapes["keypoints"] = points
+        low, high = points[:, :, :2].min(axis=1), points[:, :, :2].max(axis=1)
+        bounds, area = np.concatenate([low, high], axis=1), (high - low).prod(axis=1)
+    else:
+        assert stated is not None
+        assert box_area is not None
+        bounds, area = stated[rows], box_area[rows]
+        bounds[:, 2:] += bounds[:, :2]
+    size = area if box_area is None else box_area[rows]
+    return Predictions(Objects(kind, image[rows], label[rows], bounds, area, size, score=columns.score[rows], **shapes), unknown)
+
+
+def _positions(values: Int, known: Int) -> Int:
+    """Where each value stands in `known`, -1 where it does not."""
+    if len(known) == 0 or len(values) == 0:
+        return np.full(len(values), -1, dtype=np.int64)
+    low, high = int(known.min()), int(known.max())
+    if high - low < 4 * (len(known) + len(values)):  # a table instead of a search
+        table = np.full(high - low + 2, -1, dtype=np.int64)
+        table[known - low] = np.arange(len(known))
+        inside = (values >= low) & (values <= high)
+        return table[np.where(inside, values - low, -1)]
+    order = np.argsort(known)
+    place = order[np.minimum(np.searchsorted(known[order], values), len(known) - 1)]
+    return np.where(known[place] == values, place, -1)
+
+
+def _check_sizes(columns: Columns, image: Int, dataset: Dataset, path: Path) -> None:
+    assert columns.runs is not None
+    assert columns.widths is not None
+    made = np.stack([columns.widths, columns.runs.heights], axis=1)
+    other = np.flatnonzero((image >= 0) & (made != dataset.sizes[image]).any(axis=1))
+    if len(other):
+        _refuse_size(made[other[0]].tolist(), dataset, int(image[other[0]]), f"{path}#{other[0]}")
+
+
+def _refuse_size(made: list[int], dataset: Dataset, image: int, where: str) -> NoReturn:
+    width, height = dataset.sizes[image]
+    raise EvaluationError(
+        f"the mask is made for an image of {made[0]} x {made[1]} pixels, but {dataset.names[image]} has {width} x {height}; "
+        "predict at the size of the labelled images",
+        where=where,
+    )
+
+
+def _refuse_all(unknown: Iterable[str], dataset: Dataset, path: Path) -> NoReturn:
+    unknown = list(unknown)
+    raise EvaluationError(
+        f"none of the {len(unknown)} images with predictions, such as {unknown[0]}, is in the truth, which has "
+        f"{len(dataset)} images, such as {next(iter(dataset.names), 'none')}",
+        where=path,
+    )
+
+
+def _refuse_class(wrong: object, dataset: Dataset, where: str | Path) -> NoReturn:
+    known = ", ".join(f"{category.id} {category.name}" for category in dataset.categories[:10])
+    raise EvaluationError(f"class {wrong!r} is not in the truth, which has: {known}", where=where)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One prediction, read with every doubt."""
+
+    label: int
+    score: float
+    box: list[float]
+    oriented: list[float] | None
+    mask: MaskCrop | None
+    keypoints: Float | None
+    stated: float | None
+
+
+def _one_by_one(path: Path, dataset: Dataset, kind: Kind) -> Predictions:
     content = read_json(path)
-    objects = _objects(content, Path(path))
     rows: dict[int, list[_Row]] = defaultdict(list)
     unknown: dict[str, None] = {}
-    finder = _Finder(dataset, Path(path))
-    for position, (image, item) in enumerate(objects):
+    finder = _Finder(dataset, path)
+    for position, (image, item) in enumerate(_objects(content, path)):
         where = f"{path}#{position}"
-        try:
-            score = float(item["score"])
-            box = [float(value) for value in item["box"]]
-            oriented = [float(value) for value in item["oriented"]] if item.get("oriented") is not None else None
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"this prediction misses or misstates a field ({error!r})", where=where) from error
-        lengths = (len(box), 5 if oriented is None else len(oriented))
-        if lengths != (4, 5) or not np.isfinite([score, *box, *(oriented or ())]).all():
-            raise FormatError("a box needs 4 finite numbers, an oriented one 5, and a score must be finite", where=where)
-        if dataset.task == "oriented" and oriented is None:
-            raise FormatError("the data are oriented, but this prediction has no `oriented` [cx, cy, w, h, angle]", where=where)
         index = finder.image(image)
         if index is None:
             unknown[str(image)] = None
         else:
-            rows[index].append((finder.label(item), score, box, oriented))
+            rows[index].append(_row(item, finder.label(item), kind, (dataset, index), where))
     if unknown and not rows:
-        raise EvaluationError(
-            f"none of the {len(unknown)} images with predictions, such as {next(iter(unknown))}, is in the truth, which has "
-            f"{len(dataset)} images, such as {next(iter(dataset.names), 'none')}",
-            where=path,
-        )
-    return [_instances(rows.get(index, []), dataset.task == "oriented") for index in range(len(dataset))], list(unknown)
+        _refuse_all(unknown, dataset, path)
+    found = [_instances(rows.get(index, []), kind) for index in range(len(dataset))]
+    return Predictions(predicted_objects(dataset, found, kind), tuple(unknown))
 
 
-def _instances(rows: list[_Row], oriented: bool) -> Instances:
+def _row(item: dict[str, Any], label: int, kind: Kind, place: tuple[Dataset, int], where: str) -> _Row:
+    dataset, index = place
+    try:
+        score = float(item["score"])
+        box = [float(value) for value in item["box"]] if item.get("box") is not None else None
+        oriented = [float(value) for value in item["oriented"]] if item.get("oriented") is not None else None
+        points = None
+        if kind == "keypoints":
+            points = np.asarray(item["keypoints"], dtype=np.float64).reshape(-1, 3)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"this prediction misses or misstates a field ({error!r})", where=where) from error
+    mask = _mask(item.get("segmentation"), dataset, index, where) if kind == "masks" else None
+    stated = None if box is None else (box[2] - box[0]) * (box[3] - box[1])
+    if box is None and mask is not None:
+        box = core_masks.bounds(mask).tolist()
+    if box is None and points is not None:
+        box = [*points[:, :2].min(axis=0).tolist(), *points[:, :2].max(axis=0).tolist()]
+    if box is None:
+        raise FormatError("this prediction has no box", where=where)
+    lengths = (len(box), 5 if oriented is None else len(oriented))
+    if lengths != (4, 5) or not np.isfinite([score, *box, *(oriented or ())]).all():
+        raise FormatError("a box needs 4 finite numbers, an oriented one 5, and a score must be finite", where=where)
+    if kind == "oriented" and oriented is None:
+        raise FormatError("the data are oriented, but this prediction has no `oriented` [cx, cy, w, h, angle]", where=where)
+    return _Row(label, score, box, oriented, mask, points, stated)
+
+
+def _mask(value: Any, dataset: Dataset, index: int, where: str) -> MaskCrop:
+    """COCO's compressed or plain run lengths, or polygons."""
+    width, height = (int(side) for side in dataset.sizes[index])
+    try:
+        if isinstance(value, dict):
+            made = [int(value["size"][1]), int(value["size"][0])]
+            if made != [width, height]:
+                _refuse_size(made, dataset, index, where)
+            if isinstance(value["counts"], str):
+                return core_masks.crop_from_rle(core_masks.rle_from_string(value["counts"], height, width))
+            counts = np.asarray(value["counts"], dtype=np.uint32)
+            return core_masks.crop_from_rle(core_masks.RLE(height, width, counts))
+        rings = [np.asarray(ring, dtype=np.float64).reshape(-1, 2) for ring in value]
+        return core_masks.crop_from_polygon(rings, height, width)
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, LabelError) as error:
+        raise FormatError(f"the segmentation is neither run lengths nor polygons ({error})", where=where) from error
+
+
+def _instances(rows: list[_Row], kind: Kind) -> Instances:
     if not rows:
-        return Instances.empty(oriented=oriented, scores=True)
-    labels, scores, boxes, turned = zip(*rows, strict=True)
+        return Instances.empty(oriented=kind == "oriented", scores=True)
+    binned = all(row.stated is not None for row in rows) and kind in ("masks", "keypoints")
     return Instances(
-        labels=np.array(labels),
-        boxes=None if oriented else np.array(boxes),
-        oriented=canonical(np.array(turned, dtype=np.float64)) if oriented else None,
-        scores=np.array(scores),
+        labels=np.array([row.label for row in rows]),
+        boxes=None if kind == "oriented" else np.array([row.box for row in rows]),
+        oriented=canonical(np.array([row.oriented for row in rows], dtype=np.float64)) if kind == "oriented" else None,
+        scores=np.array([row.score for row in rows]),
+        masks=tuple(row.mask for row in rows if row.mask is not None) if kind == "masks" else None,
+        keypoints=np.stack([row.keypoints for row in rows if row.keypoints is not None]) if kind == "keypoints" else None,
+        areas=np.array([row.stated for row in rows], dtype=np.float64) if binned else None,
     )
 
 
@@ -115,6 +295,8 @@ def _field(item: Any, name: str, where: str | Path) -> Any:
 
 def _corners(item: Any, where: str) -> dict[str, Any]:
     """A COCO entry with `box` = x1, y1, x2, y2 beside its `bbox` = x, y, width, height (or cx, cy, w, h, angle)."""
+    if isinstance(item, dict) and not item.get("bbox") and (item.get("segmentation") or item.get("keypoints")):
+        return item
     box = _field(item, "bbox", where)
     if not isinstance(box, list) or len(box) not in (4, 5) or not all(isinstance(value, int | float) for value in box):
         raise FormatError(f"bbox must be 4 numbers x, y, width, height (or 5: cx, cy, w, h, angle), got {box!r}", where=where)
@@ -162,7 +344,5 @@ class _Finder:
         elif isinstance(number, int):
             label = self._class_ids.get(number)
         if label is None:
-            known = ", ".join(f"{category.id} {category.name}" for category in self._dataset.categories[:10])
-            wrong = name if name is not None else number
-            raise EvaluationError(f"class {wrong!r} is not in the truth, which has: {known}", where=self._path)
+            _refuse_class(name if name is not None else number, self._dataset, self._path)
         return label

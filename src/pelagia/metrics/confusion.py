@@ -11,7 +11,7 @@ import numpy as np
 from pelagia.core.types import Float, Int
 from pelagia.metrics.matching import Comparison, find_pairs, match, ranks
 
-__all__ = ["BACKGROUND", "ConfusionMatrix", "confusion_matrix"]
+__all__ = ["BACKGROUND", "ConfusionMatrix", "confusion_matrix", "match_across"]
 
 #: Name of the last row (predictions that found nothing) and column (objects that were missed).
 BACKGROUND = "background"
@@ -70,12 +70,12 @@ def confusion_matrix(
 
     taken = _match(comparison, (used, objects), iou, classes)
     found = taken >= 0
-    regular = found & ~np.append(comparison.again, True)[taken]  # -1 reads the appended one
+    regular = found & ~np.append(comparison.unscored, True)[taken]  # -1 reads the appended one
     np.add.at(counts, (truth.label[taken[regular]], predictions.label[used[regular]]), 1)
 
-    lost = np.setdiff1d(objects[~comparison.again], taken[regular])
+    lost = np.setdiff1d(objects[~comparison.unscored], taken[regular])
     spare = used[~found]
-    mistaken = _match(comparison, (spare, lost), iou, None)
+    mistaken = match_across(comparison, spare, lost, iou)
     wrong = mistaken >= 0
     np.add.at(counts, (truth.label[mistaken[wrong]], predictions.label[spare[wrong]]), 1)
 
@@ -84,6 +84,11 @@ def confusion_matrix(
     missed = np.setdiff1d(lost, mistaken[wrong])
     np.add.at(counts, (truth.label[missed], np.full(len(missed), classes)), 1)
     return ConfusionMatrix(counts, tuple(class_names), thresholds, iou)
+
+
+def match_across(comparison: Comparison, predictions: Int, objects: Int, iou: float) -> Int:
+    """For each of `predictions` (indices) the one of `objects` that it takes whatever the classes, best scores first, or -1."""
+    return _match(comparison, (predictions, objects), iou, None)
 
 
 def _match(comparison: Comparison, subset: tuple[Int, Int], iou: float, classes: int | None) -> Int:
@@ -95,8 +100,8 @@ def _match(comparison: Comparison, subset: tuple[Int, Int], iou: float, classes:
     keys = predictions.image, truth.image
     if classes is not None:
         keys = predictions.image * classes + predictions.label, truth.image * classes + truth.label
-    crowd, again = comparison.crowd[columns], comparison.again[columns]
-    pairs = find_pairs(predictions, truth, keys, crowd, iou)
+    crowd, again, unscored = (flags[columns] for flags in (comparison.crowd, comparison.again, comparison.unscored))
     order, _ = ranks(keys[0], comparison.score[rows])
-    taken = match(pairs, order, np.array([iou]), again[None], again).of(np.arange(len(rows)), 0)[0]
+    pairs = find_pairs(predictions, truth, keys, crowd, iou, sigmas=comparison.sigmas, order=order)
+    taken = match(pairs, order, np.array([iou]), unscored[None], again).of(np.arange(len(rows)), 0)[0]
     return np.where(taken >= 0, columns[taken], -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +13,7 @@ from pelagia.core.types import Float
 from pelagia.metrics.confusion import ConfusionMatrix
 from pelagia.metrics.thresholds import OperatingPoint
 
-__all__ = ["AREAS", "RECALLS", "SCORES", "ClassResult", "DetectionResult", "mean"]
-
-#: COCO's area ranges in square pixels, both ends included.
-AREAS: dict[str, tuple[float, float]] = {
-    "all": (0.0, 1e10),
-    "small": (0.0, 32.0**2),
-    "medium": (32.0**2, 96.0**2),
-    "large": (96.0**2, 1e10),
-}
-
-#: The 101 recalls at which precision is read.
-RECALLS: Float = np.linspace(0.0, 1.0, 101)
+__all__ = ["SCORES", "ClassResult", "DetectionResult", "headline", "json_value", "mean", "number", "text_table"]
 
 #: The scores at which F1 is given.
 SCORES: Float = np.linspace(0.0, 1.0, 101)
@@ -69,7 +58,7 @@ class DetectionResult:
     """COCO's numbers and more. NaN says that a number does not exist (no object of that size, threshold not asked for).
 
     Args:
-        kind: what was compared: boxes, oriented, masks.
+        kind: what was compared: boxes, oriented, masks, keypoints.
         images: number of images.
         truths, predictions: number of objects that count, and of predictions.
         iou_thresholds: over which AP and AR are averaged.
@@ -77,7 +66,7 @@ class DetectionResult:
         ap, ap50, ap75: at the largest cut (100 by COCO).
         ap_small, ap_medium, ap_large: by truth area up to 32^2, 96^2, and above.
         ap_all, ap50_all: without a cut.
-        ar: cut -> average recall; `ar_small`, `ar_medium`, `ar_large` at the largest cut.
+        ar: cut -> average recall; `ar50`, `ar75`, `ar_small`, `ar_medium`, `ar_large` at the largest cut.
         classes: per class, in label order.
         confusion: at `curve_iou` and each class's best threshold unless asked otherwise.
         curve_iou: IoU threshold of the curves, the operating points and the confusion matrix: of those asked the nearest to 0.5.
@@ -98,6 +87,8 @@ class DetectionResult:
     ap_all: float
     ap50_all: float
     ar: dict[int, float]
+    ar50: float
+    ar75: float
     ar_small: float
     ar_medium: float
     ar_large: float
@@ -107,9 +98,13 @@ class DetectionResult:
 
     @property
     def stats(self) -> Float:
-        """[12] in COCO's order: AP, AP50, AP75, AP small, medium, large, AR at the three cuts, AR small, medium, large."""
-        cuts = [self.ar[cut] for cut in self.max_dets if cut][:3]
-        cuts += [float("nan")] * (3 - len(cuts))
+        """COCO's numbers in COCO's order. [12]: AP, AP50, AP75, AP small, medium, large, AR at the three cuts, AR small, medium,
+        large. For keypoints [10]: AP, AP50, AP75, AP medium, large, AR, AR50, AR75, AR medium, large."""
+        cuts = [self.ar[cut] for cut in self.max_dets if cut]
+        if self.kind == "keypoints":
+            recalls = [cuts[-1] if cuts else np.nan, self.ar50, self.ar75, self.ar_medium, self.ar_large]
+            return np.array([self.ap, self.ap50, self.ap75, self.ap_medium, self.ap_large, *recalls])
+        cuts = cuts[:3] + [np.nan] * (3 - len(cuts[:3]))
         sizes = [self.ap_small, self.ap_medium, self.ap_large]
         return np.array([self.ap, self.ap50, self.ap75, *sizes, *cuts, self.ar_small, self.ar_medium, self.ar_large])
 
@@ -127,30 +122,17 @@ class DetectionResult:
         """JSON values; NaN becomes None. Without `curves` the arrays of 101 points are left out."""
         single = {name: getattr(self, name) for name in _PLAIN}
         return {
-            **{name: _json(value) for name, value in single.items()},
+            **{name: json_value(value) for name, value in single.items()},
             "iou_thresholds": list(self.iou_thresholds),
             "max_dets": list(self.max_dets),
-            "ar": {_cut_name(cut): _json(value) for cut, value in self.ar.items()},
+            "ar": {_cut_name(cut): json_value(value) for cut, value in self.ar.items()},
             "classes": [_class_dict(item, curves) for item in self.classes],
             "confusion": self.confusion.to_dict(),
         }
 
     def summary(self) -> list[tuple[str, float]]:
         """(name, value) of the headline numbers, in printing order."""
-        main = _cut_name(max(self.max_dets) or 0)
-        rows = [
-            ("AP", self.ap),
-            ("AP50", self.ap50),
-            ("AP75", self.ap75),
-            ("AP small", self.ap_small),
-            ("AP medium", self.ap_medium),
-            ("AP large", self.ap_large),
-            *((f"AR@{_cut_name(cut)}", value) for cut, value in self.ar.items()),
-            (f"AR small@{main}", self.ar_small),
-            (f"AR medium@{main}", self.ar_medium),
-            (f"AR large@{main}", self.ar_large),
-        ]
-        return [*rows, ("AP@all", self.ap_all), ("AP50@all", self.ap50_all)]
+        return headline({name: getattr(self, name) for name in _HEADLINE}, self.kind)
 
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the table of classes, as text."""
@@ -172,15 +154,34 @@ class DetectionResult:
         head = f"{self.images} images, {self.truths} objects, {self.predictions} predictions ({self.kind})"
         numbers = [f"  {name:<14} {number(value)}" for name, value in self.summary()]
         header, rows = self.class_rows()
-        return [head, *numbers, "", *_table([header, *rows])]
+        return [head, *numbers, "", *text_table([header, *rows])]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
 
+def headline(values: Mapping[str, Any], kind: str) -> list[tuple[str, float]]:
+    """(printed name, value) of the fields `values` of a `DetectionResult`, in printing order."""
+    recalls: dict[int, float] = values["ar"]
+    main = _cut_name(max(recalls) or 0)
+    sizes = ("medium", "large") if kind == "keypoints" else ("small", "medium", "large")
+    rows = [("AP", values["ap"]), ("AP50", values["ap50"]), ("AP75", values["ap75"])]
+    rows += [(f"AP {size}", values[f"ap_{size}"]) for size in sizes]
+    rows += [(f"AR@{_cut_name(cut)}", value) for cut, value in recalls.items()]
+    if kind == "keypoints":
+        rows += [(f"AR50@{main}", values["ar50"]), (f"AR75@{main}", values["ar75"])]
+    rows += [(f"AR {size}@{main}", values[f"ar_{size}"]) for size in sizes]
+    return [*rows, ("AP@all", values["ap_all"]), ("AP50@all", values["ap50_all"])]
+
+
+_HEADLINE = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ap_all", "ap50_all"),
+    *("ar", "ar50", "ar75", "ar_small", "ar_medium", "ar_large"),
+)
+
 _PLAIN = (
     *("kind", "images", "truths", "predictions", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ap_all", "ap50_all"),
-    *("ar_small", "ar_medium", "ar_large", "curve_iou", "f1", "thresholds"),
+    *("ar50", "ar75", "ar_small", "ar_medium", "ar_large", "curve_iou", "f1", "thresholds"),
 )
 
 
@@ -193,21 +194,23 @@ def _cut_name(cut: int) -> str:
     return str(cut) if cut else "all"
 
 
-def _json(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """The value, None for NaN and infinity."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _class_dict(item: ClassResult, curves: bool) -> dict[str, Any]:
-    plain = {name: _json(getattr(item, name)) for name in _CLASS_PLAIN}
-    best = {name: _json(getattr(item.best, name)) for name in ("threshold", "precision", "recall", "f1")}
-    arrays = {name: [_json(float(v)) for v in getattr(item, name)] for name in ("precision", "f1")} if curves else {}
+    plain = {name: json_value(getattr(item, name)) for name in _CLASS_PLAIN}
+    best = {name: json_value(getattr(item.best, name)) for name in ("threshold", "precision", "recall", "f1")}
+    arrays = {name: [json_value(float(v)) for v in getattr(item, name)] for name in ("precision", "f1")} if curves else {}
     return {**plain, "best": best, **arrays}
 
 
 _CLASS_PLAIN = ("name", "id", "truths", "predictions", "ap", "ap50", "ap_all", "ap50_all", "recall")
 
 
-def _table(rows: Iterable[list[str]]) -> list[str]:
+def text_table(rows: Iterable[list[str]]) -> list[str]:
+    """Lines of text: the first column to the left, the others to the right."""
     rows = list(rows)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []

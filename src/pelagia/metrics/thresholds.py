@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from pelagia.core.types import Float, Int, Mask
+from pelagia.errors import OptionError
 
-__all__ = ["OperatingPoint", "ScoreCurve", "best_f1", "score_curve"]
+__all__ = ["BEST_F1", "OperatingPoint", "ScoreCurve", "ThresholdRule", "choose_point", "score_curve"]
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdRule:
+    """What the threshold of a class is chosen for.
+
+    `f`: largest F-beta, `value` = beta. `precision`, `recall`: the most objects found at a precision of at least `value`; the
+    fewest false ones at a recall of at least `value`. `count`: as many predictions as true objects, so that counts are unbiased.
+    """
+
+    aim: Literal["f", "precision", "recall", "count"] = "f"
+    value: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> ThresholdRule:
+        """`f1`, `f0.5`, `f2`, `precision=0.9`, `recall=0.95` or `count`.
+
+        Raises:
+            OptionError: anything else.
+        """
+        name, _, number = text.strip().lower().partition("=")
+        if name == "count" and not number:
+            return cls("count", 0.0)
+        if name[:1] == "f" and not number:
+            name, number = "f", name[1:]
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if name == "f" and 0 < value < math.inf:
+            return cls("f", value)
+        if name == "precision" and 0 < value <= 1:
+            return cls("precision", value)
+        if name == "recall" and 0 < value <= 1:
+            return cls("recall", value)
+        raise OptionError(f"a threshold is chosen by f1, f0.5, f2, precision=0.9, recall=0.9 or count, got {text!r}")
+
+
+BEST_F1 = ThresholdRule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +89,16 @@ class ScoreCurve:
         """[S] correct / total, 0 without truth."""
         return self.correct / max(self.total, 1)
 
-    @property
-    def f1(self) -> Float:
-        """[S] 2 correct / (predicted + total), the harmonic mean of precision and recall."""
-        return 2 * self.correct / np.maximum(self.predicted + self.total, 1)
+    def f(self, beta: float) -> Float:
+        """[S] F-beta = (1 + b^2) correct / (predicted + b^2 total) (van Rijsbergen 1979): recall weighs b times precision."""
+        square = beta * beta
+        result: Float = (1 + square) * self.correct / np.maximum(self.predicted + square * self.total, 1e-300)
+        return result
 
     def f1_at(self, threshold: Float) -> Float:
         """F1 at each of the thresholds, 0 above the highest score."""
         count = np.searchsorted(-self.score, -threshold, side="right")
-        return np.concatenate([[0.0], self.f1])[count]
+        return np.concatenate([[0.0], self.f(1.0)])[count]
 
 
 def score_curve(score: Float, correct: Mask, kept: Mask, total: int) -> ScoreCurve:
@@ -72,17 +115,27 @@ def score_curve(score: Float, correct: Mask, kept: Mask, total: int) -> ScoreCur
     return ScoreCurve(score[last], np.cumsum(correct, dtype=np.int64)[last], last + 1, total)
 
 
-def best_f1(curve: ScoreCurve) -> OperatingPoint:
-    """The threshold of largest F1; of equals the highest.
+def choose_point(curve: ScoreCurve, rule: ThresholdRule = BEST_F1) -> OperatingPoint:
+    """The operating point that `rule` asks for; of equals the highest score.
 
     It is put half-way to the next lower score, so that rounding in another runtime does not move predictions across it.
-    NaN when there is no truth or no correct prediction.
+    NaN when there is no truth or no correct prediction, or when no threshold reaches the precision or recall asked for.
     """
+    nothing = OperatingPoint(np.nan, np.nan, np.nan, np.nan)
     if curve.total == 0 or len(curve.score) == 0 or curve.correct[-1] == 0:
-        return OperatingPoint(np.nan, np.nan, np.nan, np.nan)
-    best = int(np.argmax(curve.f1))
+        return nothing
+    if rule.aim == "f":
+        best = int(np.argmax(curve.f(rule.value)))
+    elif rule.aim == "count":
+        best = int(np.argmin(np.abs(curve.predicted - curve.total)))
+    else:
+        values = curve.precision if rule.aim == "precision" else curve.recall
+        reached = np.flatnonzero(values >= rule.value)
+        if len(reached) == 0:
+            return nothing
+        best = int(reached[np.argmax(curve.correct[reached])] if rule.aim == "precision" else reached[0])
     high = float(curve.score[best])
     low = float(curve.score[best + 1]) if best + 1 < len(curve.score) else high
     middle = (high + low) / 2
     threshold = middle if low < middle <= high else high
-    return OperatingPoint(threshold, float(curve.precision[best]), float(curve.recall[best]), float(curve.f1[best]))
+    return OperatingPoint(threshold, float(curve.precision[best]), float(curve.recall[best]), float(curve.f(1.0)[best]))

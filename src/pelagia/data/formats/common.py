@@ -51,6 +51,9 @@ class ReadOptions:
         classes: class names in label order, where the source names none or in another order.
         ignore_categories: names of categories that mark regions to ignore.
         voc_offset: `1` = Pascal VOC's 1-based inclusive pixels, `0` = 0-based edges, `auto` = judge by the numbers.
+        keep_empty: keep boxes of COCO files that have no extent or lie outside their image: they cannot be learnt or found, but
+            COCO's scores count them as missed.
+        find_images: look for the image files of COCO annotations; scores of predictions in files need none.
     """
 
     images: Path | None = None
@@ -59,6 +62,8 @@ class ReadOptions:
     classes: tuple[str, ...] | None = None
     ignore_categories: tuple[str, ...] = IGNORE_CATEGORIES
     voc_offset: str = "auto"
+    keep_empty: bool = False
+    find_images: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +167,7 @@ class Collector:
     image_ids: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     builder: AnnotationBuilder = field(default_factory=AnnotationBuilder)
+    keep_empty: bool = False
 
     @classmethod
     def of(cls, root: Path, format: str, categories: Sequence[Category], ignore: Sequence[str]) -> Collector:
@@ -177,11 +183,12 @@ class Collector:
         """Add a finding."""
         self.findings.append(Finding(severity, code, message, str(where), count))
 
-    def add_image(self, name: str, file: Path, size: tuple[int, int], id: int | None = None) -> int:
-        """Add an image; returns its index. `name` is what the source calls it; a name used twice gets its path instead."""
+    def add_image(self, name: str, file: Path | None, size: tuple[int, int], id: int | None = None) -> int:
+        """Add an image; returns its index. `name` is what the source calls it; a name used twice gets its path instead. `file` is
+        None when nobody looked for it: then it is where its name says."""
         index = len(self.names)
         self.names.append(self._tame(name))
-        self.files.append(self.relative(file))
+        self.files.append(self.names[index] if file is None else self.relative(file))
         self.image_ids.append(index + 1 if id is None else id)
         self.sizes.append(size)
         return index
@@ -222,12 +229,13 @@ class Collector:
         a finding. Keyword arguments are those of `AnnotationBuilder.add`.
         """
         x1, y1, x2, y2 = (float(value) for value in box)
-        if not (x2 > x1 and y2 > y1):
+        empty = self.keep_empty and x2 >= x1 and y2 >= y1
+        if not (x2 > x1 and y2 > y1) and not empty:
             text = f"box of {x2 - x1:g} x {y2 - y1:g} pixels has no extent; left out"
             self.note("warning", "box.degenerate", text, where)
             return False
         width, height = self.sizes[image]
-        if width > 0 and not (x1 < width and y1 < height and x2 > 0 and y2 > 0):
+        if width > 0 and not (x1 < width and y1 < height and x2 > 0 and y2 > 0) and not empty:
             text = f"box {x1:g}, {y1:g}, {x2:g}, {y2:g} lies outside its image of {width} x {height}; left out"
             self.note("warning", "box.outside", text, where)
             return False

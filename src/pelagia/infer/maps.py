@@ -1,0 +1,78 @@
+"""Scores of whole-image answers read from files: label images of instances, class maps, panoptic maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pelagia.core.image import IMAGE_SUFFIXES
+from pelagia.core.types import SemanticMap
+from pelagia.data.dataset import Dataset
+from pelagia.errors import EvaluationError
+from pelagia.infer.map_predictions import read_label_predictions, read_semantic_predictions
+from pelagia.infer.match_images import MapList
+from pelagia.infer.panoptic_files import pair_panoptic, read_panoptic
+from pelagia.metrics.label_images import LabelImageResult, evaluate_label_images
+from pelagia.metrics.panoptic import PanopticResult, PanopticTally
+from pelagia.metrics.semantic import evaluate_semantic
+from pelagia.metrics.semantic_result import SemanticResult
+
+__all__ = ["MapKind", "MapScores", "evaluate_maps", "map_kind"]
+
+MapKind: TypeAlias = Literal["label-images", "semantic", "panoptic"]
+MapScores: TypeAlias = LabelImageResult | SemanticResult | PanopticResult
+
+
+def map_kind(source: str | Path, compare: str) -> MapKind | None:
+    """Which of these kinds `source` is to be scored as: what `compare` says, or what it looks like; None for anything else.
+
+    A folder of images holds label images, unless semantic maps are asked for; a JSON file with `segments_info` is panoptic.
+    """
+    if compare in ("label-images", "semantic", "panoptic"):
+        return compare  # type: ignore[return-value]
+    path = Path(source)
+    if compare != "auto":
+        return None
+    if path.suffix.lower() == ".json" and path.is_file():
+        with open(path, "rb") as stream:
+            head = stream.read(1 << 16)
+        return "panoptic" if b'"segments_info"' in head else None
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return None
+    pictures = any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir())
+    texts = any(path.glob("*.txt")) or any(path.glob("labels/*.txt"))
+    return "label-images" if pictures and not texts else None
+
+
+def evaluate_maps(
+    source: Path, truth: Path, kind: MapKind, open_truth: Callable[[], Dataset]
+) -> tuple[MapScores, tuple[str, ...]]:
+    """The score, and the images with predictions that the truth does not have.
+
+    Args:
+        source: a folder of label images, or a panoptic JSON.
+        truth: the labels; for panoptic maps the JSON file.
+        open_truth: opens them as a data set, for the other kinds.
+
+    Raises:
+        EvaluationError: the truth holds nothing of this kind, or images do not fit together.
+        FormatError: a file breaks its format.
+    """
+    if kind == "panoptic":
+        real = read_panoptic(truth)
+        pairs, unknown = pair_panoptic(read_panoptic(source), real)
+        tally = PanopticTally(real.categories)
+        for name, (true_map, predicted) in zip(real.names, pairs, strict=True):
+            tally.add(true_map, predicted, where=name)
+        return tally.result(), tuple(unknown)
+    dataset = open_truth()
+    if len(dataset) == 0:
+        raise EvaluationError("there is no image to score", where=dataset.root)
+    if kind == "semantic":
+        dataset = dataset.with_task("semantic")
+        maps, strangers = read_semantic_predictions(source, dataset)
+        real_maps: MapList[SemanticMap] = MapList(dataset.semantic, len(dataset))
+        return evaluate_semantic(real_maps, maps, dataset.categories), tuple(strangers)
+    found, labels, strangers = read_label_predictions(source, dataset)
+    return evaluate_label_images(labels, found), tuple(strangers)

@@ -1,0 +1,117 @@
+"""Truth and predictions of a data set as the flat arrays that metrics compare, without one Python object per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pelagia.core import masks as core_masks
+from pelagia.core.types import Float, Instances, Int, Task
+from pelagia.data.dataset import Dataset
+from pelagia.errors import EvaluationError
+from pelagia.metrics.objects import Kind, Objects, Runs, flatten
+
+__all__ = ["KINDS", "instances_of", "predicted_objects", "truth_objects"]
+
+#: What a task's predictions are compared by.
+KINDS: dict[Task, Kind] = {"detect": "boxes", "oriented": "oriented", "instance": "masks", "keypoints": "keypoints"}
+
+
+def truth_objects(dataset: Dataset, kind: Kind) -> Objects:
+    """The objects of `dataset`; for masks, an object without an outline has its box as mask.
+
+    Raises:
+        EvaluationError: the data set has no shapes of this kind.
+    """
+    flat = dataset.annotations
+    shapes: dict[str, Any] = {}
+    bounds = flat.boxes
+    if kind == "oriented":
+        dataset = dataset.with_task("oriented")
+        flat = dataset.annotations
+        oriented: Float = np.zeros((0, 5)) if flat.oriented is None else flat.oriented
+        shapes["oriented"], area = oriented, oriented[:, 2] * oriented[:, 3]
+        bounds = Instances(labels=flat.labels, oriented=oriented).box_array
+    elif kind == "masks":
+        if flat.shapes is None and len(flat):
+            raise EvaluationError("the labels hold no outlines to compare masks with; compare boxes instead", where=dataset.root)
+        runs = _truth_runs(dataset)
+        shapes["runs"], area, bounds = runs, runs.areas(), runs.bounds()
+    else:
+        area = (bounds[:, 2] - bounds[:, 0]) * (bounds[:, 3] - bounds[:, 1])
+        if kind == "keypoints":
+            if flat.keypoints is None and len(flat):
+                raise EvaluationError("the labels hold no keypoints to compare", where=dataset.root)
+            shapes["keypoints"] = np.zeros((0, 0, 3)) if flat.keypoints is None else flat.keypoints
+    size = area if flat.areas is None else flat.areas
+    return Objects(
+        kind,
+        flat.images,
+        flat.labels,
+        bounds,
+        size if kind == "keypoints" else area,
+        size,
+        crowd=flat.crowd,
+        difficult=flat.difficult,
+        ignore=flat.ignore,
+        **shapes,
+    )
+
+
+def _truth_runs(dataset: Dataset) -> Runs:
+    flat = dataset.annotations
+    sizes = dataset.sizes[flat.images]
+    shapes = flat.shapes
+    if len(flat) and (sizes <= 0).any():
+        raise EvaluationError("masks need the sizes of the images, and the labels do not state them", where=dataset.root)
+    if shapes is not None and bool((np.diff(shapes.count_starts) > 0).all()):
+        return Runs(shapes.counts, shapes.count_starts, sizes[:, 1])
+    items: list[NDArray[np.uint32]] = []
+    for row, (width, height) in enumerate(sizes.tolist()):
+        counts = np.zeros(0, dtype=np.uint32) if shapes is None else shapes.runs(row)
+        if len(counts) == 0:
+            rings = [] if shapes is None else shapes.rings(row)
+            x1, y1, x2, y2 = flat.boxes[row]
+            rings = rings or [np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])]
+            counts = core_masks.crop_to_rle(core_masks.crop_from_polygon(rings, height, width), height, width).counts
+        items.append(counts)
+    return Runs.of(items, sizes[:, 1])
+
+
+def predicted_objects(dataset: Dataset, predictions: Sequence[Instances], kind: Kind) -> Objects:
+    """Predictions made here, one `Instances` per image of `dataset`.
+
+    Raises:
+        EvaluationError: another number of images, or shapes or scores are missing.
+    """
+    if len(predictions) != len(dataset):
+        raise EvaluationError(f"{len(predictions)} predictions for {len(dataset)} images; give one Instances per image")
+    return flatten(predictions, kind, what="predictions", heights=dataset.sizes[:, 1] if kind == "masks" else None)
+
+
+def instances_of(objects: Objects, image: int, size: tuple[int, int]) -> Instances:
+    """The objects of one image of that (width, height), to be drawn."""
+    rows: Int = np.flatnonzero(objects.image == image)
+    chosen = objects.select(rows)
+    masks = None
+    if chosen.runs is not None:
+        runs = chosen.runs
+        width, height = size
+        masks = tuple(
+            core_masks.crop_from_rle(core_masks.RLE(height, width, runs.counts[runs.starts[i] : runs.starts[i + 1]]))
+            for i in range(len(chosen))
+        )
+    return Instances(
+        labels=chosen.label,
+        boxes=None if chosen.oriented is not None else chosen.bounds,
+        oriented=chosen.oriented,
+        scores=chosen.score,
+        masks=masks,
+        keypoints=chosen.keypoints,
+        crowd=chosen.crowd,
+        difficult=chosen.difficult,
+        ignore=chosen.ignore,
+    )

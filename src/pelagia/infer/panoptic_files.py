@@ -1,0 +1,291 @@
+"""COCO panoptic files, true or predicted: a JSON file that lists segments, and a folder of PNG that paint them.
+
+Kirillov et al., "Panoptic Segmentation", CVPR 2019; the format: https://cocodataset.org/#format-data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pelagia.core import image as core_image
+from pelagia.core.files import read_json
+from pelagia.core.types import Category, Float, Int, Mask, PanopticMap, Segment
+from pelagia.errors import EvaluationError, FormatError
+from pelagia.infer.match_images import ImageStems, MapList, refuse_all, refuse_size, stem_of
+
+__all__ = ["PanopticFile", "pair_panoptic", "read_panoptic"]
+
+#: The largest id that the three bytes of a pixel hold.
+_MOST_ID = (1 << 24) - 1
+
+#: Bit depth and colour type of an RGB PNG of 8 bits, bytes 24 and 25 of the file (PNG, section 11.2.1).
+_RGB_8 = b"\x08\x02"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PanopticFile:
+    """The segments of N images, listed in a JSON file and each image painted in a PNG: id = R + 256 G + 65536 B, 0 = void.
+
+    Args:
+        path: the JSON file.
+        folder: where the PNG lie.
+        categories: C classes; a label is a position in them.
+        names: N image names; those of the PNG where the file does not list its images.
+        listed: whether it does.
+        image_ids: N ids of the images.
+        files: N names of PNG in `folder`.
+        starts: [N + 1], image i owns the segments starts[i]:starts[i + 1].
+        ids, labels, crowd, scores: [S] of the segments; a score that is not stated is NaN.
+    """
+
+    path: Path
+    folder: Path
+    categories: tuple[Category, ...]
+    names: tuple[str, ...]
+    listed: bool
+    image_ids: tuple[int | str, ...]
+    files: tuple[str, ...]
+    starts: Int
+    ids: Int
+    labels: Int
+    crowd: Mask
+    scores: Float
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def map(self, index: int) -> PanopticMap:
+        """The segments of image `index`, read from its PNG. `PanopticTally` checks that pixels and list agree.
+
+        Raises:
+            ImageError: the PNG is missing or broken.
+            FormatError: it is not RGB of 8 bits.
+        """
+        index = range(len(self))[index]
+        rows = range(int(self.starts[index]), int(self.starts[index + 1]))
+        segments = tuple(
+            Segment(int(self.ids[row]), int(self.labels[row]), _score(float(self.scores[row])), bool(self.crowd[row]))
+            for row in rows
+        )
+        return PanopticMap(_read_ids(self.folder / self.files[index]), segments)
+
+
+def _score(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def _read_ids(path: Path) -> NDArray[np.int32]:
+    pixels = core_image.read(path)
+    with open(path, "rb") as stream:
+        head = stream.read(26)
+    if not head.startswith(b"\x89PNG") or head[24:] != _RGB_8:
+        raise FormatError("a panoptic map must be a PNG of RGB with 8 bits; save it without palette and alpha", where=path)
+    ids = pixels[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        ids |= pixels[..., channel].astype(np.int32) << (8 * channel)
+    return ids
+
+
+def read_panoptic(json_file: str | Path, folder: str | Path | None = None) -> PanopticFile:
+    """Open a COCO panoptic file, truth or prediction; the PNG are read later.
+
+    A file without `categories` (some tools leave them out of predictions) gets one of each id in use, called by its number.
+
+    Args:
+        folder: where the PNG lie; by default the folder beside the file that is called like it without `.json`.
+
+    Raises:
+        FormatError: not such a file, the folder does not exist, a field is missing or of another kind, an image or an id is
+            listed twice, an id is not 1 to 16,777,215, or a category is not listed; with the position in `annotations`.
+    """
+    path = Path(json_file)
+    content = read_json(path)
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(annotations, list):
+        raise FormatError("expected a COCO panoptic file: a JSON object with `annotations`", where=path)
+    place = path.with_suffix("") if folder is None else Path(folder)
+    if not place.is_dir():
+        raise FormatError("the folder of the panoptic PNG does not exist; name it with folder=", where=place)
+    images = _image_names(content, path)
+    image_ids: dict[int | str, None] = {}
+    names: list[str] = []
+    files: list[str] = []
+    counts: list[int] = []
+    segments: list[tuple[int, int, bool, float]] = []
+    for position, entry in enumerate(annotations):
+        where = f"{path}#{position}"
+        image, file = _image_id(entry, "image_id", where), _text(entry, "file_name", where)
+        if image in image_ids:
+            raise FormatError(f"image {image} has a second entry", where=where)
+        image_ids[image] = None
+        if images is not None and image not in images:
+            raise FormatError(f"image_id {image} is not among the file's images", where=where)
+        names.append(file if images is None else images[image])
+        files.append(file)
+        before = len(segments)
+        segments.extend(_segments(entry, where))
+        counts.append(len(segments) - before)
+    starts = np.zeros(len(files) + 1, dtype=np.int64)
+    np.cumsum(np.array(counts, dtype=np.int64), out=starts[1:])
+    category_ids = [category for _, category, _, _ in segments]
+    categories = _categories(content, category_ids, path)
+    label_of = {category.id: label for label, category in enumerate(categories)}
+    for row, value in enumerate(category_ids):
+        if value not in label_of:
+            position = int(np.searchsorted(starts, row, side="right")) - 1
+            raise FormatError(f"category_id {value} is not among the file's categories", where=f"{path}#{position}")
+    return PanopticFile(
+        path=path,
+        folder=place,
+        categories=categories,
+        names=tuple(names),
+        listed=images is not None,
+        image_ids=tuple(image_ids),
+        files=tuple(files),
+        starts=starts,
+        ids=np.array([number for number, _, _, _ in segments], dtype=np.int64),
+        labels=np.array([label_of[value] for value in category_ids], dtype=np.int64),
+        crowd=np.array([crowd for _, _, crowd, _ in segments], dtype=np.bool_),
+        scores=np.array([score for _, _, _, score in segments], dtype=np.float64),
+    )
+
+
+def _segments(entry: Any, where: str) -> Iterator[tuple[int, int, bool, float]]:
+    """Id, category id, crowd and score of each segment of an image."""
+    listed = _field(entry, "segments_info", where)
+    if not isinstance(listed, list):
+        raise FormatError("segments_info must be a list", where=where)
+    seen = set()
+    for item in listed:
+        number, category = _whole(item, "id", where), _whole(item, "category_id", where)
+        if not 1 <= number <= _MOST_ID:
+            raise FormatError(f"segment ids must be 1 to {_MOST_ID:,}, which three bytes hold, got {number}", where=where)
+        if number in seen:
+            raise FormatError(f"segment {number} is listed twice", where=where)
+        seen.add(number)
+        score = item.get("score")
+        stated = isinstance(score, int | float) and not isinstance(score, bool)
+        yield number, category, bool(item.get("iscrowd", 0)), float(score) if stated else np.nan
+
+
+def _image_names(content: dict[str, Any], path: Path) -> dict[int | str, str] | None:
+    images = content.get("images")
+    if not isinstance(images, list) or not images:
+        return None
+    where = f"{path}#images"
+    return {_image_id(item, "id", where): _text(item, "file_name", where) for item in images}
+
+
+def _categories(content: dict[str, Any], used: Sequence[int], path: Path) -> tuple[Category, ...]:
+    listed = content.get("categories")
+    if listed is None:
+        return tuple(Category(value, str(value)) for value in sorted(set(used)))
+    where = f"{path}#categories"
+    if not isinstance(listed, list):
+        raise FormatError("categories must be a list", where=where)
+    categories = tuple(
+        Category(
+            _whole(item, "id", where),
+            _text(item, "name", where),
+            str(item.get("supercategory", "")),
+            is_thing=bool(item.get("isthing", 1)),
+        )
+        for item in listed
+    )
+    if len({category.id for category in categories}) < len(categories):
+        raise FormatError("two categories have the same id", where=where)
+    return categories
+
+
+def _field(item: Any, name: str, where: str) -> Any:
+    if not isinstance(item, dict) or name not in item:
+        raise FormatError(f"an entry has no {name!r}", where=where)
+    return item[name]
+
+
+def _whole(item: Any, name: str, where: str) -> int:
+    value = _field(item, name, where)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise FormatError(f"{name} must be a whole number, got {value!r}", where=where)
+    return value
+
+
+def _image_id(item: Any, name: str, where: str) -> int | str:
+    value = _field(item, name, where)
+    return value if isinstance(value, str) else _whole(item, name, where)
+
+
+def _text(item: Any, name: str, where: str) -> str:
+    value = _field(item, name, where)
+    if not isinstance(value, str) or not value:
+        raise FormatError(f"{name} must be a name, got {value!r}", where=where)
+    return value
+
+
+def pair_panoptic(predicted: PanopticFile, truth: PanopticFile) -> tuple[Sequence[tuple[PanopticMap, PanopticMap]], list[str]]:
+    """(truth, prediction) of every image of `truth`, in its order, with the labels of `truth`; read when asked for.
+
+    Beside them, the names of predicted images that `truth` does not have: they are left out. A missing prediction is all void.
+    Images are matched by name without ending where both files list their images, else by id; and the other way where not a single
+    one matches so. Categories are the same where their ids are.
+
+    Raises:
+        EvaluationError: no image matches, two predictions are for one image, a name means several images, or a predicted
+            category is not in `truth`; when a pair is asked for, also if the sizes differ.
+        FormatError, ImageError: when a pair is asked for: see `PanopticFile.map`.
+    """
+    ways = (_by_name, _by_id) if predicted.listed and truth.listed else (_by_id, _by_name)
+    matches = ways[0](predicted, truth)
+    if not any(place is not None for place in matches):
+        matches = ways[1](predicted, truth)
+    partner: dict[int, int] = {}
+    unknown = []
+    for index, place in enumerate(matches):
+        if place is None:
+            unknown.append(predicted.names[index])
+        elif place in partner:
+            both = f"{predicted.files[partner[place]]} and {predicted.files[index]}"
+            raise EvaluationError(f"{both} could both be for {truth.names[place]}; keep one of them", where=predicted.path)
+        else:
+            partner[place] = index
+    if unknown and not partner:
+        refuse_all(unknown, truth.names, predicted.path)
+    label_of = {category.id: label for label, category in enumerate(truth.categories)}
+    labels = [label_of.get(category.id, -1) for category in predicted.categories]
+    for label in np.unique(predicted.labels).tolist():
+        if labels[label] < 0:
+            known = ", ".join(f"{category.id} {category.name}" for category in truth.categories[:10])
+            text = f"category {predicted.categories[label].id} is not in the truth, which has: {known}"
+            raise EvaluationError(text, where=predicted.path)
+    return MapList(partial(_pair, predicted, truth, partner, labels), len(truth)), unknown
+
+
+def _by_name(predicted: PanopticFile, truth: PanopticFile) -> list[int | None]:
+    stems = ImageStems(truth.names, predicted.path)
+    return [stems.find(stem_of(name)) for name in predicted.names]
+
+
+def _by_id(predicted: PanopticFile, truth: PanopticFile) -> list[int | None]:
+    places = {image: place for place, image in enumerate(truth.image_ids)}
+    return [places.get(image) for image in predicted.image_ids]
+
+
+def _pair(
+    predicted: PanopticFile, truth: PanopticFile, partner: Mapping[int, int], labels: Sequence[int], index: int
+) -> tuple[PanopticMap, PanopticMap]:
+    true = truth.map(index)
+    if index not in partner:
+        return true, PanopticMap(np.zeros_like(true.ids))
+    found = predicted.map(partner[index])
+    if found.ids.shape != true.ids.shape:
+        where = predicted.folder / predicted.files[partner[index]]
+        refuse_size(found.ids.shape, true.ids.shape, truth.names[index], where)
+    segments = tuple(replace(segment, label=labels[segment.label]) for segment in found.segments)
+    return true, PanopticMap(found.ids, segments)

@@ -1,0 +1,186 @@
+"""How sure a number is: bootstrap intervals over images, and a paired test between two models on the same images.
+
+Images are drawn with replacement (Efron 1979), not objects: objects of one image share light, focus and crowding. A statistic is
+a function of how often each image counts; whatever does not depend on that (who matched whom) is computed once, outside.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from pelagia.core.types import Float
+from pelagia.errors import EvaluationError, OptionError
+from pelagia.metrics.detection import Evidence
+from pelagia.metrics.result import headline
+
+__all__ = [
+    "Difference",
+    "Interval",
+    "Key",
+    "Statistic",
+    "detection_statistic",
+    "image_weights",
+    "intervals",
+    "paired_differences",
+]
+
+#: (class, number), such as ("copepod", "AP50"); the class is empty for numbers of the whole.
+Key: TypeAlias = tuple[str, str]
+Statistic: TypeAlias = Callable[[Float], Mapping[Key, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A number with its percentile interval: `value` on the data as they are, `low` and `high` at the chosen level, and the
+    standard error. NaN where no resample has the number; resamples without it (a rare class left out) are not counted."""
+
+    value: float
+    low: float
+    high: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much larger a number is for the second model than for the first, on the same images.
+
+    `p` is the two-sided achieved significance level of the paired bootstrap: twice the smaller share of resamples on either side
+    of zero, each counted with one more (Davison and Hinkley 1997, section 4.2.5), at most 1.
+    """
+
+    first: float
+    second: float
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def image_weights(images: int, seed: int, resample: int) -> Float:
+    """[images] how often each image was drawn in resample number `resample`; the sum is `images`."""
+    rng = np.random.default_rng((seed, resample))
+    return np.bincount(rng.integers(0, images, images), minlength=images).astype(np.float64)
+
+
+def intervals(
+    statistic: Statistic, images: int, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[Key, Interval]:
+    """Every number of `statistic` with its interval.
+
+    Raises:
+        OptionError: a level outside 0 to 1 or fewer than 2 resamples.
+        EvaluationError: fewer than two images, whose spread cannot be told.
+    """
+    keys, values, table = _table([statistic], images, resamples, level, seed)
+    sample = table[0]
+    found = {}
+    for column, key in enumerate(keys):
+        low, high, error = _spread(sample[:, column], level)
+        found[key] = Interval(values[0][column], low, high, error)
+    return found
+
+
+def paired_differences(
+    first: Statistic, second: Statistic, images: int, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[Key, Difference]:
+    """Every number that both models have, with the interval of `second` minus `first` and its significance.
+
+    Raises:
+        OptionError, EvaluationError: see `intervals`.
+    """
+    keys, values, table = _table([first, second], images, resamples, level, seed)
+    found = {}
+    for column, key in enumerate(keys):
+        change = table[1][:, column] - table[0][:, column]
+        low, high, _ = _spread(change, level)
+        change = change[~np.isnan(change)]
+        sides = (np.count_nonzero(change <= 0) + 1, np.count_nonzero(change >= 0) + 1)
+        p = min(2 * min(sides) / (len(change) + 1), 1.0) if len(change) else float("nan")
+        one, two = values[0][column], values[1][column]
+        found[key] = Difference(one, two, two - one, low, high, p)
+    return found
+
+
+def _table(
+    statistics: list[Statistic], images: int, resamples: int, level: float, seed: int
+) -> tuple[list[Key], list[list[float]], list[Float]]:
+    """The common keys, the values on the data as they are, and for each statistic [resamples, keys]."""
+    if resamples < 2 or not 0 < level < 1:
+        raise OptionError(f"an interval needs at least 2 resamples and a level between 0 and 1, got {resamples} and {level}")
+    if images < 2:
+        raise EvaluationError(f"an interval over images needs at least 2 of them, got {images}")
+    plain = [dict(statistic(np.ones(images))) for statistic in statistics]
+    keys = [key for key in plain[0] if all(key in other for other in plain)]
+    table = [np.empty((resamples, len(keys))) for _ in statistics]
+
+    def fill(resample: int) -> None:
+        weights = image_weights(images, seed, resample)
+        for rows, statistic in zip(table, statistics, strict=True):
+            numbers = statistic(weights)
+            rows[resample] = [numbers[key] for key in keys]
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(fill, range(resamples)))
+    return keys, [[float(numbers[key]) for key in keys] for numbers in plain], table
+
+
+def _spread(sample: Float, level: float) -> tuple[float, float, float]:
+    sample = sample[~np.isnan(sample)]
+    if len(sample) < 2:
+        return float("nan"), float("nan"), float("nan")
+    low, high = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high), float(sample.std(ddof=1))
+
+
+def detection_statistic(evidence: Evidence, thresholds: Mapping[str, float] | None = None) -> Statistic:
+    """All headline numbers; per class AP, AP50, AR; and at `thresholds` (class name -> score; by default those of best F1)
+    precision, recall, F1 and the ratio of the predicted to the true count."""
+    names = [category.name for category in evidence.categories]
+    if thresholds is None:
+        thresholds = {name: point.threshold for name, point in evidence.points().items()}
+    correct, counted, real = _counts(evidence, np.array([thresholds.get(name, np.nan) for name in names]))
+
+    def statistic(weights: Float) -> dict[Key, float]:
+        values = evidence.numbers(weights)
+        found: dict[Key, float] = {("", name): value for name, value in headline(values, evidence.comparison.truth.kind)}
+        ap, ap50, _, _, recall = values["classes"]
+        right, predicted, objects = (weights @ matrix for matrix in (correct, counted, real))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rows = {
+                "AP": ap,
+                "AP50": ap50,
+                "AR": recall,
+                "precision": right / predicted,
+                "recall": right / objects,
+                "F1": 2 * right / (predicted + objects),
+                "count ratio": predicted / objects,
+            }
+        rows = {name: np.where(np.isfinite(values), values, np.nan) for name, values in rows.items()}
+        found |= {(name, number): float(rows[number][i]) for i, name in enumerate(names) for number in rows}
+        return found
+
+    return statistic
+
+
+def _counts(evidence: Evidence, thresholds: Float) -> tuple[Float, Float, Float]:
+    """[N, C] each: true positives, predictions that count, and true objects; the first two from their class's threshold."""
+    right, kept = evidence.outcome
+    predictions, truth = evidence.comparison.predictions, evidence.comparison.truth
+    above = evidence.comparison.score >= thresholds[predictions.label]
+    scored = ~evidence.ranking.ignored[0]
+    shape = (evidence.images, len(evidence.categories))
+    places = [(predictions, above & right), (predictions, above & kept), (truth, scored)]
+    matrices = []
+    for objects, chosen in places:
+        flat = objects.image[chosen] * shape[1] + objects.label[chosen]
+        matrices.append(np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64))
+    missing = np.isnan(thresholds)
+    for matrix in matrices[:2]:
+        matrix[:, missing] = np.nan
+    return matrices[0], matrices[1], matrices[2]

@@ -1,0 +1,270 @@
+"""Where the lost AP went: the error types of TIDE, and the images that hold most errors.
+
+Bolya, Foley, Hays and Hoffman, "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020. Every false positive
+and every missed object is given one type; mending all errors of one type with an oracle, and nothing else, tells how much AP that
+type costs. The gains do not add up to 1 - AP: errors hide one another.
+
+Types, tested in this order, with IoU to the scored truth of the image, foreground t_f = 0.5 and background t_b = 0.1:
+
+- `localisation`: an object of its class overlaps from t_b to below t_f. Oracle: the box is put right.
+- `classification`: an object of another class overlaps at least t_f. Oracle: the class is put right.
+- `duplicate`: an object of its class overlaps at least t_f, but a better prediction has it. Oracle: removed.
+- `background`: nothing overlaps more than t_b. Oracle: removed.
+- `both`: an object of another class overlaps from t_b to below t_f. Oracle: removed.
+- `missed`: an object that nothing found and that no localisation or classification error points at. Oracle: not counted.
+
+A prediction put right whose object is found already, by a true positive or by another one put right with a higher score, is
+removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pelagia.core.types import Float, Int, Mask
+from pelagia.errors import OptionError
+from pelagia.metrics.curves import AREAS, RECALLS, matches_of
+from pelagia.metrics.detection import Evidence
+from pelagia.metrics.matching import find_pairs
+from pelagia.metrics.result import json_value, mean, number, text_table
+
+__all__ = ["ERROR_TYPES", "ErrorBreakdown", "ImageErrors", "error_types", "worst_images"]
+
+#: In printing order.
+ERROR_TYPES = ("classification", "localisation", "both", "duplicate", "background", "missed")
+
+_SIZES = tuple(AREAS)[1:]
+
+
+@dataclass(frozen=True)
+class ErrorBreakdown:
+    """What each type of error costs.
+
+    Args:
+        ap: AP at the foreground IoU, without a cut, mean over classes.
+        gain: type -> AP gained by mending it; `false positive` and `false negative` mend all of a side.
+        class_gain: type -> [C] the same per class.
+        counts: type -> [C] errors (of the predicted class; missed: of the true class).
+        sizes: type -> {small, medium, large: errors}, by the size of the true object, where there is none of the prediction.
+        class_names: C names.
+    """
+
+    ap: float
+    gain: dict[str, float]
+    class_gain: dict[str, Float]
+    counts: dict[str, Int]
+    sizes: dict[str, dict[str, int]]
+    class_names: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; NaN becomes None."""
+        return {
+            "ap": json_value(self.ap),
+            "gain": {name: json_value(value) for name, value in self.gain.items()},
+            "class_names": list(self.class_names),
+            "class_gain": {name: [json_value(float(v)) for v in values] for name, values in self.class_gain.items()},
+            "counts": {name: values.tolist() for name, values in self.counts.items()},
+            "sizes": self.sizes,
+        }
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the table of types, as text."""
+        header = ["error", "AP50 lost", "errors", *_SIZES]
+        rows = []
+        for name in (*ERROR_TYPES, "false positive", "false negative"):
+            sizes = self.sizes.get(name)
+            counts = [str(int(self.counts[name].sum())), *(str(sizes[size]) for size in _SIZES)] if sizes else ["", "", "", ""]
+            rows.append([name, number(self.gain[name]), *counts])
+        return header, rows
+
+    def lines(self) -> list[str]:
+        """The breakdown as text."""
+        header, rows = self.rows()
+        return text_table([header, *rows])
+
+
+@dataclass(frozen=True, slots=True)
+class ImageErrors:
+    """One image at chosen scores: predictions that are right, those that are false, and objects missed."""
+
+    image: int
+    correct: int
+    false: int
+    missed: int
+
+    @property
+    def f1(self) -> float:
+        """2 correct / (2 correct + false + missed); NaN for an image with neither."""
+        whole = 2 * self.correct + self.false + self.missed
+        return 2 * self.correct / whole if whole else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Predictions that count, and the truth: all that AP needs."""
+
+    label: Int
+    score: Float
+    right: Mask
+    kept: Mask
+    total: Int
+
+
+def error_types(evidence: Evidence, *, foreground: float = 0.5, background: float = 0.1) -> ErrorBreakdown:
+    """Type every error and measure what it costs; see the head of this module.
+
+    Raises:
+        OptionError: `foreground` is not among the IoU thresholds of `evidence`, or `background` not below it.
+    """
+    place = np.flatnonzero(np.isclose(evidence.rules.thresholds, foreground, atol=1e-9, rtol=0))
+    if len(place) == 0 or not 0 < background < foreground:
+        known = ", ".join(f"{value:g}" for value in evidence.rules.thresholds)
+        raise OptionError(
+            f"error types need an IoU of {foreground:g} among the thresholds ({known}) and a lower one for background"
+        )
+    comparison, classes = evidence.comparison, len(evidence.categories)
+    predictions, truth = comparison.predictions, comparison.truth
+    ignored = evidence.ranking.ignored[0]
+    taken = matches_of(evidence.ranking).of(np.arange(len(predictions)), 0)[place[0]].astype(np.int64)
+    right = (taken >= 0) & ~np.append(ignored, True)[taken]
+    kept = right | ((taken < 0) & evidence.ranking.inside[0])
+    false = np.flatnonzero(kept & ~right)
+    total = np.bincount(truth.label[~ignored], minlength=classes)
+    scored = _Scored(predictions.label, comparison.score, right, kept, total)
+
+    held = np.zeros(len(truth), dtype=np.bool_)
+    held[taken[right]] = True
+    kind, aim = _assign(evidence, false, foreground, background)
+    pointed = np.zeros(len(truth), dtype=np.bool_)
+    pointed[aim[false][np.isin(kind[false], [0, 1])]] = True
+    missed = np.flatnonzero(~held & ~ignored & ~pointed)
+
+    plain = _average(scored, classes)
+    mended = {
+        "classification": _put_right(scored, kind == 0, aim, held, np.append(truth.label, 0)[aim]),
+        "localisation": _put_right(scored, kind == 1, aim, held, predictions.label),
+        **{name: _drop(scored, kind == ERROR_TYPES.index(name)) for name in ("both", "duplicate", "background")},
+        "missed": replace(scored, total=total - np.bincount(truth.label[missed], minlength=classes)),
+        "false positive": _drop(scored, kept & ~right),
+        "false negative": replace(scored, total=np.bincount(truth.label[held & ~ignored], minlength=classes)),
+    }
+    class_gain = {name: _average(item, classes) - plain for name, item in mended.items()}
+    # A class that keeps no object after the oracle had nothing but misses: nothing is left to be wrong about.
+    class_gain = {name: np.where(np.isnan(values) & (total > 0), 1 - plain, values) for name, values in class_gain.items()}
+    counts, sizes = {}, {}
+    for code, name in enumerate(ERROR_TYPES):
+        errors = np.flatnonzero(kind == code)
+        labels, size = predictions.label[errors], predictions.size[errors]
+        if name == "missed":
+            labels, size = truth.label[missed], truth.size[missed]
+        elif name != "background":
+            size = truth.size[aim[errors]]
+        counts[name] = np.bincount(labels, minlength=classes)
+        sizes[name] = {bin_: int(np.count_nonzero((size > low) & (size <= high))) for bin_, (low, high) in _bins().items()}
+    gain = {name: mean(values) for name, values in class_gain.items()}
+    names = tuple(category.name for category in evidence.categories)
+    return ErrorBreakdown(mean(plain), gain, class_gain, counts, sizes, names)
+
+
+def _bins() -> dict[str, tuple[float, float]]:
+    """Half-open bins that every size falls into once."""
+    low = -np.inf
+    bins = {}
+    for name in _SIZES:
+        high = np.inf if name == _SIZES[-1] else AREAS[name][1]
+        bins[name] = (low, high)
+        low = high
+    return bins
+
+
+def _assign(evidence: Evidence, false: Int, foreground: float, background: float) -> tuple[Int, Int]:
+    """[D] index into ERROR_TYPES of each false positive, -1 for other predictions; [D] the true object it is measured by (0 if
+    none)."""
+    comparison = evidence.comparison
+    scored = np.flatnonzero(~evidence.ranking.ignored[0])
+    some, truth = comparison.predictions.select(false), comparison.truth.select(scored)
+    crowd = np.zeros(len(truth), dtype=np.bool_)
+    pairs = find_pairs(some, truth, (some.image, truth.image), crowd, background, sigmas=comparison.sigmas)
+    same = some.label[pairs.prediction] == truth.label[pairs.truth]
+    own, own_truth = _best(pairs.prediction[same], pairs.truth[same], pairs.value[same], len(false))
+    other, other_truth = _best(pairs.prediction[~same], pairs.truth[~same], pairs.value[~same], len(false))
+    tests = [
+        (own >= background) & (own < foreground),
+        other >= foreground,
+        own >= foreground,
+        np.maximum(own, other) <= background,
+    ]
+    code = np.select(tests, [1, 0, 3, 4], default=2)
+    which = np.where(np.isin(code, [1, 3]), own_truth, other_truth)
+    kind, aim = np.full(len(comparison.predictions), -1), np.zeros(len(comparison.predictions), dtype=np.int64)
+    kind[false] = code
+    aim[false] = np.append(scored, 0)[which]
+    return kind, aim
+
+
+def _best(rows: Any, columns: Any, values: Float, count: int) -> tuple[Float, Int]:
+    """[count] largest value of each row and its column; 0 and -1 without any."""
+    best, column = np.zeros(count), np.full(count, -1, dtype=np.int64)
+    order = np.lexsort((-np.asarray(columns), values, rows))
+    best[rows[order]] = values[order]  # the last assignment of a row, its largest, stays
+    column[rows[order]] = columns[order]
+    return best, column
+
+
+def _put_right(scored: _Scored, chosen: Mask, aim: Int, held: Mask, label: Int) -> _Scored:
+    """The chosen predictions find their object, in descending score, each object once; the others of them are removed."""
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.argsort(-scored.score[rows], kind="stable")]
+    _, first = np.unique(aim[rows], return_index=True)
+    winners = rows[first]
+    winners = winners[~held[aim[winners]]]
+    right, kept = scored.right.copy(), scored.kept & ~chosen
+    right[winners] = kept[winners] = True
+    labels = scored.label.copy()
+    labels[winners] = label[winners]
+    return replace(scored, label=labels, right=right, kept=kept)
+
+
+def _drop(scored: _Scored, chosen: Mask) -> _Scored:
+    return replace(scored, kept=scored.kept & ~chosen)
+
+
+def _average(scored: _Scored, classes: int) -> Float:
+    """[C] AP at 101 recalls; NaN for a class without truth."""
+    used = np.flatnonzero(scored.kept)
+    used = used[np.lexsort((-scored.score[used], scored.label[used]))]
+    edges = np.searchsorted(scored.label[used], np.arange(classes + 1))
+    result = np.full(classes, np.nan)
+    for label in np.flatnonzero(scored.total > 0).tolist():
+        right = scored.right[used[edges[label] : edges[label + 1]]]
+        hits = np.cumsum(right)
+        precision = hits / (np.arange(1, len(right) + 1) + np.spacing(1))
+        envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+        result[label] = envelope[np.searchsorted(hits / scored.total[label], RECALLS, side="left")].mean()
+    return result
+
+
+def worst_images(evidence: Evidence, thresholds: Mapping[str, float] | float | None = None) -> list[ImageErrors]:
+    """Every image with an error, most errors (false and missed) first, at `evidence.curve_iou`.
+
+    Args:
+        thresholds: score from which predictions count: one for all, or by class name; by default each class's best F1.
+    """
+    names = [category.name for category in evidence.categories]
+    if thresholds is None:
+        thresholds = {name: point.threshold for name, point in evidence.points().items()}
+    table = dict.fromkeys(names, thresholds) if isinstance(thresholds, float | int) else thresholds
+    least = np.array([table.get(name, np.inf) for name in names], dtype=np.float64)
+    right, kept = evidence.outcome
+    predictions, truth = evidence.comparison.predictions, evidence.comparison.truth
+    above = evidence.comparison.score >= np.where(np.isnan(least), np.inf, least)[predictions.label]
+    objects = np.bincount(truth.image[~evidence.ranking.ignored[0]], minlength=evidence.images)
+    correct = np.bincount(predictions.image[above & right], minlength=evidence.images)
+    false = np.bincount(predictions.image[above & kept & ~right], minlength=evidence.images)
+    errors = objects - correct + false
+    order = np.argsort(-errors, kind="stable")
+    return [ImageErrors(int(i), int(correct[i]), int(false[i]), int(objects[i] - correct[i])) for i in order[errors[order] > 0]]
