@@ -119,11 +119,12 @@ def compare(args: argparse.Namespace, folder: Path, kind: str) -> None:
             found[tool].append(ask(sys.executable if tool == "pelagia" else args.peer_python, tool, gt, dt, kind))
     seconds = {tool: statistics.median(item["seconds"] for item in items) for tool, items in found.items()}
     reference = np.array(found.get("pycocotools", found["pelagia"])[0]["stats"])
-    print(f"{'':18} {'seconds':>8} {'x Pelagia':>9} {'peak GB':>8} {'added GB':>8} {'largest difference':>19}")
+    print(f"{'':18} {'seconds':>8} {'x Pelagia':>9} {'first':>8} {'peak GB':>8} {'added GB':>8} {'largest difference':>19}")
     for tool, items in found.items():
         apart = np.abs(np.array(items[0]["stats"]) - reference).max()
-        peak, added = (statistics.median(item[name] for item in items) for name in ("peak_gb", "added_gb"))
-        print(f"{tool:18} {seconds[tool]:8.3f} {seconds[tool] / seconds['pelagia']:9.2f} {peak:8.2f} {added:8.2f} {apart:19.1e}")
+        first, peak, added = (statistics.median(item[name] for item in items) for name in ("first", "peak_gb", "added_gb"))
+        ratio = seconds[tool] / seconds["pelagia"]
+        print(f"{tool:18} {seconds[tool]:8.3f} {ratio:9.2f} {first:8.3f} {peak:8.2f} {added:8.2f} {apart:19.1e}")
     if args.peer_python:
         commands = {
             "pelagia evaluate": [sys.executable, "-m", "pelagia", "evaluate", str(dt), str(gt)],

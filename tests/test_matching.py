@@ -171,7 +171,8 @@ def test_match_equals_the_loop(
     matches = match(pairs, rng.permutation(found), thresholds, ignored, again, settled=settled)
     expected = rule(pairs, order, thresholds, ignored, again)
     for area in range(3):
-        np.testing.assert_array_equal(matches.of(np.arange(found), area), expected[area])
+        got = [matches.taken(area, place) for place in range(len(thresholds))]
+        np.testing.assert_array_equal(got, expected[area])
 
 
 def test_settled_predictions_do_not_take_the_second_best() -> None:
@@ -179,7 +180,7 @@ def test_settled_predictions_do_not_take_the_second_best() -> None:
     nothing = np.zeros(2, dtype=bool)
     for settled, expected in ((False, [0, 1]), (True, [0, -1])):
         matches = match(pairs, np.arange(2), np.array([0.5]), nothing[None], nothing, settled=settled)
-        assert matches.of(np.arange(2), 0)[0].tolist() == expected
+        assert matches.taken(0, 0).tolist() == expected
 
 
 @pytest.mark.parametrize("apart", [1, 10**12, -1])
@@ -251,12 +252,12 @@ def test_runs_equal_bitmaps_and_pycocotools(seed: int, count: int) -> None:
     full = [whole(crop) for crop in crops]
     encoded = [coco_mask.encode(np.asfortranarray(image)) for image in full]
     assert len(runs) == count
-    assert runs.areas().tolist() == [int(image.sum()) for image in full]
+    assert runs.areas_and_bounds()[0].tolist() == [int(image.sum()) for image in full]
     for index, image in enumerate(full):
         np.testing.assert_array_equal(bitmap(runs, index), image)
         rows, columns = np.nonzero(image)
         tight = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0, 0, 0, 0]
-        assert runs.bounds()[index].tolist() == tight
+        assert runs.areas_and_bounds()[1][index].tolist() == tight
     chosen = rng.integers(0, count, 5) if count else np.zeros(0, dtype=np.int64)
     part = runs.select(chosen)
     assert part.heights.tolist() == [SIDE] * len(chosen)
@@ -278,8 +279,8 @@ def test_runs_over_the_end_of_a_column_equal_bitmaps(seed: int, height: int, wid
     rng = np.random.default_rng(seed)
     full = [rng.random((height, width)) < chance for chance in (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)]
     runs = Runs.of([encode(image).counts for image in full], np.full(6, height))
-    assert runs.areas().tolist() == [image.sum() for image in full]
-    for image, bounds in zip(full, runs.bounds(), strict=True):
+    assert runs.areas_and_bounds()[0].tolist() == [image.sum() for image in full]
+    for image, bounds in zip(full, runs.areas_and_bounds()[1], strict=True):
         rows, columns = np.nonzero(image)
         assert bounds.tolist() == ([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0, 0, 0, 0])
     rows, columns = (side.ravel() for side in np.indices((6, 6)))
@@ -290,8 +291,8 @@ def test_runs_over_the_end_of_a_column_equal_bitmaps(seed: int, height: int, wid
 def test_what_lies_left_of_or_above_the_image_is_cut() -> None:
     crops = [MaskCrop(-2, -3, np.ones((5, 6), dtype=bool)), MaskCrop(-9, 2, np.ones((5, 6), dtype=bool))]
     runs = runs_of(crops)
-    assert runs.bounds().tolist() == [[0, 0, 4, 2], [0, 0, 0, 0]]
-    assert runs.areas().tolist() == [8, 0]
+    assert runs.areas_and_bounds()[1].tolist() == [[0, 0, 4, 2], [0, 0, 0, 0]]
+    assert runs.areas_and_bounds()[0].tolist() == [8, 0]
 
 
 def test_the_heights_hold_the_masks_of_both_sides() -> None:

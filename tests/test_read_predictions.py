@@ -134,8 +134,8 @@ def test_the_scanner_gives_what_the_slow_reader_gives(
     kind: Kind = "masks" if "segmentation" in fields else "keypoints" if "keypoints" in fields else "boxes"
     dataset = open_dataset(truth)
     fast = read_predictions.read_predictions(path, dataset, kind).objects
-    assert coco_results.read_columns(path, kind) is not None
-    monkeypatch.setattr(read_predictions, "read_columns", lambda *_: None)
+    assert coco_results.ResultsFile(path).columns(kind) is not None
+    monkeypatch.setattr(coco_results.ResultsFile, "columns", lambda *_: None)
     slow = read_predictions.read_predictions(path, dataset, kind).objects
     for name in ("image", "label", "score", "bounds", "area", "size"):
         np.testing.assert_allclose(getattr(fast, name), getattr(slow, name), rtol=1e-12, atol=1e-9, err_msg=name)
@@ -201,7 +201,7 @@ ROW = {"image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
 )
 def test_usual_files_take_the_fast_way(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.json").write_text(text, encoding="utf-8")
-    columns = coco_results.read_columns(tmp_path / "p.json", "boxes")
+    columns = coco_results.ResultsFile(tmp_path / "p.json").columns("boxes")
     expected = json.loads(text.lstrip("\ufeff"))
     if not expected:
         assert columns is None  # nothing to scan: the other reader says that there is nothing
@@ -234,7 +234,7 @@ def test_usual_files_take_the_fast_way(tmp_path: Path, text: str) -> None:
 )
 def test_the_unusual_is_left_to_the_slow_reader(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.json").write_text(text)
-    assert coco_results.read_columns(tmp_path / "p.json", "boxes") is None
+    assert coco_results.ResultsFile(tmp_path / "p.json").columns("boxes") is None
 
 
 @settings(max_examples=200, deadline=None)
@@ -245,7 +245,7 @@ def test_broken_bytes_never_crash_the_scanner(tmp_path_factory: pytest.TempPathF
         text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("broken") / "p.json"
     path.write_bytes(bytes(text[: data.draw(st.integers(1, len(text)))]))
-    columns = coco_results.read_columns(path, "boxes")
+    columns = coco_results.ResultsFile(path).columns("boxes")
     if columns is not None:  # a digit became another digit, a blank another blank, a letter of an unknown key another
         assert len(columns) == len(json.loads(path.read_bytes()))
 

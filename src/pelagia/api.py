@@ -144,20 +144,28 @@ def load(path: str | Path, *, device: str = "auto", threads: int = 0) -> Predict
 def evaluate(
     model: Predictor | str | Path, data: str | Path | Dataset, *, show: bool | None = None, **options: Any
 ) -> DetectionResult:
-    """Score a model on labelled images: exact COCO numbers, and what COCO leaves out.
+    """Score a model, or predictions in a file, on labelled images: exact COCO numbers, and what COCO leaves out.
 
     Args:
-        model: what `load` returns or takes.
+        model: what `load` returns or takes; or predictions: COCO results (.json), or a folder of YOLO or DOTA text files.
         data: a data set, or where its labels are.
         show: a progress bar; None for one where standard error is a terminal.
-        options: fields of `pelagia.infer.evaluate.EvaluateOptions`.
+        options: fields of `pelagia.infer.evaluate.EvaluateOptions`; for predictions those of `evaluate_file`.
 
     Raises:
         EvaluationError: model and data do not fit together.
         OptionError: an unknown option or a value that cannot be used.
     """
+    if not isinstance(model, Predictor) and _is_predictions(Path(model)):
+        module = resolve("pelagia.infer.evaluate", purpose="score predictions")
+        result: DetectionResult = module.evaluate_file(model, data, **options)
+        return result
     predictor = model if isinstance(model, Predictor) else load(model)
     return predictor.evaluate(data, show=show, **options)
+
+
+def _is_predictions(path: Path) -> bool:
+    return any(path.glob("*.txt")) or any(path.glob("labels/*.txt")) if path.is_dir() else path.suffix.lower() == ".json"
 
 
 class Predictor:

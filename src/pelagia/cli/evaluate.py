@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from cyclopts import Parameter
 
-from pelagia.api import Predictor, load
 from pelagia.cli.common import Json, print_json, say
 from pelagia.cli.datasets import NO_FLAGS, DataFlags
 from pelagia.core.files import read_json, write_json
@@ -18,14 +16,17 @@ from pelagia.core.types import Instances
 from pelagia.data.dataset import Dataset
 from pelagia.errors import OptionError
 from pelagia.infer.assess import Assessment, AssessOptions, assess, fit_calibration, rule_thresholds
+from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
-from pelagia.infer.maps import MapKind, evaluate_maps, map_kind
+from pelagia.infer.map_kind import MapKind, map_kind
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.objects import Kind
-from pelagia.metrics.scaling import MapKind as ScalingKind
 from pelagia.metrics.taxonomy import Taxonomy
 from pelagia.metrics.voc import voc_objects
+
+if TYPE_CHECKING:
+    from pelagia.api import Predictor
 
 __all__ = ["evaluate"]
 
@@ -56,7 +57,7 @@ class _Flags:
         default=False,
         metadata={"help": "Store each class's threshold (see --threshold) in the checkpoint; `predict` then uses it."},
     )
-    save_calibration: ScalingKind | None = field(
+    save_calibration: Literal["temperature", "platt", "isotonic"] | None = field(
         default=None,
         metadata={"help": "Fit this map of scores to probabilities and store it; `predict --calibrated` applies it."},
     )
@@ -92,28 +93,34 @@ def evaluate(
     maps = map_kind(source, flags.compare)
     if maps is not None:
         return _evaluate_maps(Path(source), truth, maps, flags, data, json)
-    predictor = None if _is_predictions(source) else load(source, device=flags.device, threads=flags.threads)
+    predictor = _load(source, flags)
     if predictor is None and (flags.save_thresholds or flags.save_calibration):
         raise OptionError("thresholds and calibration are stored in a checkpoint, not in predictions", where=source)
     task = None if predictor is None else predictor.card.task
     pictured = predictor is not None or flags.out is not None or flags.against is not None
+    # Threads scan the predictions while the truth is opened.
+    begun = ResultsFile(source) if predictor is None and Path(source).is_file() else None
     dataset = data.open(truth, task, keep_empty=predictor is None, find_images=pictured)
-    dataset = _choose(_in_order(dataset), flags.split)
+    dataset = _choose(dataset.in_order(), flags.split)
     for finding in dataset.findings:
-        if finding.severity != "info" and finding.code != "image.missing":
+        if finding.severity != "info":
             say(f"pelagia: {finding}")
     rules: dict[str, Any] = {}
     if flags.max_dets:
         rules["max_dets"] = flags.max_dets
     if flags.iou:
         rules["iou_thresholds"] = flags.iou
-    evidence, found = _evidence(source, predictor, dataset, flags, options, rules, quiet=json)
+    evidence, found = _evidence(begun or source, predictor, dataset, flags, options, rules, quiet=json)
     other = None
     if flags.against is not None:
-        second = None if _is_predictions(flags.against) else load(flags.against, device=flags.device, threads=flags.threads)
-        other, _ = _evidence(flags.against, second, dataset, flags, options, rules, quiet=json)
+        other, _ = _evidence(flags.against, _load(flags.against, flags), dataset, flags, options, rules, quiet=json)
     tree = Taxonomy(_parents(flags.taxonomy)) if flags.taxonomy is not None else Taxonomy.of(dataset.categories)
-    assessment = assess(evidence, telling, sizes=dataset.sizes, taxonomy=tree if tree.parents else None, against=other)
+    # A report and a JSON document tell everything; a table in the terminal what was asked for.
+    whole = json or flags.out is not None
+    asked = replace(telling, errors=True) if whole else telling
+    assessment = assess(
+        evidence, asked, sizes=dataset.sizes if whole else None, taxonomy=tree if tree.parents else None, against=other
+    )
     voc = None
     if flags.rules != "coco":
         year: Literal[2007, 2010] = 2010 if flags.rules == "voc2010" else 2007
@@ -129,17 +136,19 @@ def evaluate(
     return 0
 
 
+def _load(source: str, flags: _Flags) -> Predictor | None:
+    """The model; None for predictions, which need nothing of what runs models."""
+    if _is_predictions(source):
+        return None
+    predictor: Predictor = resolve("pelagia.api", purpose="load a model").load(source, device=flags.device, threads=flags.threads)
+    return predictor
+
+
 def _is_predictions(source: str) -> bool:
     path = Path(source)
     if path.is_dir():
         return any(path.glob("*.txt")) or any(path.glob("labels/*.txt"))
     return path.suffix.lower() == ".json"
-
-
-def _in_order(dataset: Dataset) -> Dataset:
-    """Images by ascending id: where scores are equal, COCO's order of images decides."""
-    order = np.argsort(dataset.image_ids, kind="stable")
-    return dataset if (np.diff(order) > 0).all() else dataset.subset(order)
 
 
 def _choose(dataset: Dataset, name: str) -> Dataset:
@@ -151,7 +160,7 @@ def _choose(dataset: Dataset, name: str) -> Dataset:
 
 
 def _evidence(
-    source: str,
+    source: str | ResultsFile,
     predictor: Predictor | None,
     dataset: Dataset,
     flags: _Flags,
@@ -196,7 +205,8 @@ def _evaluate_maps(source: Path, truth: Path, kind: MapKind, flags: _Flags, data
                 say(f"pelagia: {finding}")
         return _choose(dataset, flags.split)
 
-    result, unknown = evaluate_maps(source, truth, kind, open_truth)
+    maps = resolve("pelagia.infer.maps", purpose="score maps")
+    result, unknown = maps.evaluate_maps(source, truth, kind, open_truth)
     if unknown:
         say(f"left out: predictions for {len(unknown)} images that the truth does not have, such as {unknown[0]}")
     if json:

@@ -245,6 +245,11 @@ class Dataset:
             mask_files=None if self.mask_files is None else tuple(self.mask_files[i] for i in chosen),
         )
 
+    def in_order(self) -> Dataset:
+        """The same images by ascending id: where scores are equal, COCO's order of images decides."""
+        order = np.argsort(self.image_ids, kind="stable")
+        return self if (np.diff(order) > 0).all() else self.subset(order)
+
     def with_splits(self, splits: Mapping[str, Sequence[int] | Int]) -> Dataset:
         """The same images with other splits."""
         return replace(self, splits={name: np.asarray(chosen, dtype=np.int64).reshape(-1) for name, chosen in splits.items()})

@@ -18,10 +18,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pelagia.core.image import read
+from pelagia.core.lazy import resolve
 from pelagia.core.types import Int
 from pelagia.errors import ImageError
 
@@ -175,8 +174,9 @@ def _components(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]
     if not pairs:
         return []
     rows, columns = np.array(pairs, dtype=np.int64).T
-    graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(count, count))
-    _, labels = connected_components(graph, directed=False)
+    sparse = resolve("scipy.sparse", purpose="find duplicate images")
+    graph = sparse.coo_array((np.ones(len(pairs)), (rows, columns)), shape=(count, count))
+    _, labels = resolve("scipy.sparse.csgraph", purpose="find duplicate images").connected_components(graph, directed=False)
     groups: dict[int, list[int]] = {}
     for node, label in enumerate(labels.tolist()):
         groups.setdefault(label, []).append(node)

@@ -4,10 +4,11 @@ be believed, and how another model compares on the same images."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pelagia.core.lazy import resolve
 from pelagia.core.types import Float, Int
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.metrics.angles import AngleErrors, angle_errors
@@ -16,9 +17,11 @@ from pelagia.metrics.calibration import DetectionCalibration, detection_calibrat
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.error_types import ErrorBreakdown, ImageErrors, error_types, worst_images
 from pelagia.metrics.result import DetectionResult, json_value, number, text_table
-from pelagia.metrics.scaling import MapKind, ScoreMap, fit_score_map
 from pelagia.metrics.taxonomy import HierarchicalResult, Taxonomy, hierarchical_scores
 from pelagia.metrics.thresholds import ThresholdRule
+
+if TYPE_CHECKING:
+    from pelagia.metrics.scaling import MapKind, ScoreMap
 
 __all__ = ["AssessOptions", "Assessment", "assess", "fit_calibration", "rule_thresholds"]
 
@@ -36,6 +39,10 @@ class AssessOptions:
     )
     level: float = field(default=0.95, metadata={"help": "Level of the intervals."})
     seed: int = field(default=0, metadata={"help": "Seed of the resampling."})
+    errors: bool = field(
+        default=False,
+        metadata={"help": "Print what kinds of errors cost and how far scores can be believed; a report always tells."},
+    )
     threshold: str = field(
         default="f1",
         metadata={"help": "How each class's score threshold is chosen: f1, f0.5, f2, precision=0.9, recall=0.9 or count."},
@@ -153,9 +160,9 @@ def assess(
         sure = intervals(statistic, evidence.images, resamples=options.resamples, **resampling)
     return Assessment(
         result=evidence.result(),
-        errors=error_types(evidence) if has_half and kind != "keypoints" else None,
+        errors=error_types(evidence) if options.errors and has_half and kind != "keypoints" else None,
         worst=tuple(worst_images(evidence, thresholds)),
-        calibration=_calibration(evidence, sizes),
+        calibration=_calibration(evidence, sizes) if options.errors else None,
         thresholds=thresholds,
         angles=angle_errors(evidence) if kind == "oriented" else None,
         hierarchy=None if taxonomy is None else hierarchical_scores(evidence, taxonomy, thresholds),
@@ -179,7 +186,11 @@ def fit_calibration(evidence: Evidence, kind: MapKind) -> ScoreMap:
     right, kept = evidence.outcome
     names = tuple(category.name for category in evidence.categories)
     label = evidence.comparison.predictions.label
-    return fit_score_map(evidence.comparison.score[kept], right[kept], kind, labels=label[kept], classes=names)
+    scaling = resolve("pelagia.metrics.scaling", purpose="fit a calibration")
+    fitted: ScoreMap = scaling.fit_score_map(
+        evidence.comparison.score[kept], right[kept], kind, labels=label[kept], classes=names
+    )
+    return fitted
 
 
 def _calibration(evidence: Evidence, sizes: Int | None) -> DetectionCalibration | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -24,7 +25,10 @@ from pelagia.core.types import Float, Int
 from pelagia.errors import FormatError, LabelError
 from pelagia.metrics.objects import Kind, Runs
 
-__all__ = ["Columns", "kinds_of", "read_columns"]
+__all__ = ["Columns", "ResultsFile", "kinds_of"]
+
+#: What stands between two objects of a list.
+_GAP = re.compile(rb"\}\s*,\s*\{")
 
 #: A part of a file that is worth a thread.
 _LEAST_BYTES = 1 << 20
@@ -75,33 +79,39 @@ def kinds_of(path: Path) -> set[Kind]:
     return set()
 
 
-def read_columns(path: Path, kind: Kind) -> Columns | None:
-    """The predictions of a well-formed results file; None where something is unusual and must be read one by one.
+class ResultsFile:
+    """A results file that threads scan while its maker does something else, such as opening the truth.
 
     Raises:
         FormatError: missing, or larger than the limit of JSON files.
     """
-    if kind == "oriented":
-        return None
-    try:
-        size = path.stat().st_size
-        if size > JSON_LIMIT_BYTES:
-            raise FormatError(f"{size:,} bytes, more than the limit of {JSON_LIMIT_BYTES:,}; split the file", where=path)
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise FormatError(f"cannot read this file ({error.strerror or error}); check the path", where=path) from error
-    places = _chunks(data)
-    if places is None:
-        return None
-    with ThreadPoolExecutor(len(places) - 1) as pool:
-        parts = list(pool.map(lambda span: _scan(data, *span), pairwise(places)))
-    found = [part for part in parts if part is not None]
-    if len(found) < len(parts) or len({part.fields for part in found}) > 1:
-        return None
-    try:
-        return _join(found, kind)
-    except (ValueError, LabelError):
-        return None
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._scans: list[Future[_Part | None]] = []
+        try:
+            size = self.path.stat().st_size
+            if size > JSON_LIMIT_BYTES:
+                raise FormatError(f"{size:,} bytes, more than the limit of {JSON_LIMIT_BYTES:,}; split the file", where=path)
+            data = np.fromfile(self.path, dtype=np.uint8)
+        except OSError as error:
+            raise FormatError(f"cannot read this file ({error.strerror or error}); check the path", where=path) from error
+        places = _chunks(data)
+        if places is not None:
+            pool = ThreadPoolExecutor(len(places) - 1)
+            self._scans = [pool.submit(_scan, data, *span) for span in pairwise(places)]
+            pool.shutdown(wait=False)
+
+    def columns(self, kind: Kind) -> Columns | None:
+        """The predictions of a well-formed file; None where something is unusual and must be read one by one."""
+        parts = [scan.result() for scan in self._scans]
+        found = [part for part in parts if part is not None]
+        if not found or kind == "oriented" or len(found) < len(parts) or len({part.fields for part in found}) > 1:
+            return None
+        try:
+            return _join(found, kind)
+        except (ValueError, LabelError):
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +141,12 @@ def _chunks(data: NDArray[np.uint8]) -> list[int] | None:
     if begin < 0 or end < 0 or text[:begin].strip() != b"[" or tail[end + 1 :].strip():
         return None
     first, last = 3 * head + begin, len(data) - len(tail) + end
-    kernels = resolve("pelagia.infer.kernels", purpose="read predictions")
     parts = max(min(os.cpu_count() or 1, (last - first) // _LEAST_BYTES), 1)
-    inner = [kernels.boundary(data, first + (last - first) * k // parts, last) for k in range(1, parts)]
+    inner = []
+    for k in range(1, parts):
+        middle = first + (last - first) * k // parts
+        gap = _GAP.search(data[middle : min(middle + _LEAST_BYTES, last)].tobytes())
+        inner += [middle + gap.end() - 1] if gap else []
     return sorted({first, *inner, last})
 
 
@@ -150,14 +163,7 @@ def _scan(data: NDArray[np.uint8], begin: int, end: int) -> _Part | None:
         return None
     for first, last, where, place in late[:waiting].tolist():
         (numbers.reshape(-1), lists)[where][place] = float(data[first:last].tobytes())
-    # Copies, so that the untouched rest of the large arrays is let go.
-    return _Part(
-        numbers[:count].copy(),
-        lists[:listed].copy(),
-        lengths[:count].copy(),
-        text[:characters].copy(),
-        text_lengths[:count].copy(),
-    )
+    return _Part(numbers[:count], lists[:listed], lengths[:count], text[:characters], text_lengths[:count])
 
 
 def _join(parts: list[_Part], kind: Kind) -> Columns | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,18 @@ from pelagia.core.card import ModelCard
 from pelagia.core.nms import nms, nms_oriented
 from pelagia.core.types import Category, Instances, Int, Task
 from pelagia.data.dataset import Dataset
+from pelagia.data.formats.common import ReadOptions
+from pelagia.data.open import open_dataset
 from pelagia.decode import DecodeOptions
 from pelagia.errors import EvaluationError, OptionError
+from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.objects import KINDS, predicted_objects, truth_objects
 from pelagia.infer.predict import PredictOptions, predict_batch, predict_image
 from pelagia.infer.progress import track
+from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.runtimes import Runtime
 from pelagia.metrics.detection import Evidence, gather
-from pelagia.metrics.objects import Objects
+from pelagia.metrics.objects import Kind, Objects
 from pelagia.metrics.result import DetectionResult
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "choose_thresholds",
     "counting_evidence",
     "evaluate",
+    "evaluate_file",
     "gather_evidence",
     "match_classes",
     "predict_dataset",
@@ -121,6 +127,26 @@ def gather_evidence(
             f"answers of the task {task!r} cannot be scored as objects, only {', '.join(KINDS)}", where=dataset.root
         )
     return gather(truth_objects(dataset, found.kind), found, dataset.categories, images=len(dataset), **rules)
+
+
+def evaluate_file(
+    predictions: str | Path, truth: str | Path | Dataset, kind: Kind | None = None, **rules: Any
+) -> DetectionResult:
+    """Score predictions in a file or folder, made by anything, against labels; images are not needed.
+
+    Args:
+        kind: what to compare, by default what both sides hold; see `read_predictions`.
+        rules: see `gather_evidence`.
+
+    Raises:
+        EvaluationError, FormatError: see `read_predictions`.
+    """
+    path = Path(predictions)
+    started = ResultsFile(path) if path.suffix.lower() == ".json" else path  # scanned while the truth is opened
+    if not isinstance(truth, Dataset):
+        truth = open_dataset(truth, options=ReadOptions(keep_empty=True, find_images=False))
+    truth = truth.in_order()
+    return gather_evidence(truth, read_predictions(started, truth, kind).objects, **rules).result()
 
 
 def choose_thresholds(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pelagia.core.kernels import compiled
 from pelagia.core.types import Float, Int
 
-__all__ = ["boundary", "scan"]
+__all__ = ["scan"]
 
 _Bytes = NDArray[np.uint8]
 
@@ -139,20 +139,6 @@ def _skip(data: _Bytes, i: int, end: int) -> int:
         if depth == 0 and (c == 34 or c == 125 or c == 93):
             return i
     return -1
-
-
-@compiled
-def boundary(data: _Bytes, i: int, end: int) -> int:
-    """The first object that begins after place `i` of a list of objects: behind `}`, a comma; `end` if there is none."""
-    while i < end:
-        if data[i] == 125:
-            j = _blank(data, i + 1, end)
-            if j < end and data[j] == 44:
-                j = _blank(data, j + 1, end)
-                if j < end and data[j] == 123:
-                    return j
-        i += 1
-    return end
 
 
 @compiled

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-from pelagia.core.image import IMAGE_SUFFIXES
 from pelagia.core.types import SemanticMap
 from pelagia.data.dataset import Dataset
 from pelagia.errors import EvaluationError
+from pelagia.infer.map_kind import MapKind
 from pelagia.infer.map_predictions import read_label_predictions, read_semantic_predictions
 from pelagia.infer.match_images import MapList
 from pelagia.infer.panoptic_files import pair_panoptic, read_panoptic
@@ -18,31 +18,9 @@ from pelagia.metrics.panoptic import PanopticResult, PanopticTally
 from pelagia.metrics.semantic import evaluate_semantic
 from pelagia.metrics.semantic_result import SemanticResult
 
-__all__ = ["MapKind", "MapScores", "evaluate_maps", "map_kind"]
+__all__ = ["MapScores", "evaluate_maps"]
 
-MapKind: TypeAlias = Literal["label-images", "semantic", "panoptic"]
 MapScores: TypeAlias = LabelImageResult | SemanticResult | PanopticResult
-
-
-def map_kind(source: str | Path, compare: str) -> MapKind | None:
-    """Which of these kinds `source` is to be scored as: what `compare` says, or what it looks like; None for anything else.
-
-    A folder of images holds label images, unless semantic maps are asked for; a JSON file with `segments_info` is panoptic.
-    """
-    if compare in ("label-images", "semantic", "panoptic"):
-        return compare  # type: ignore[return-value]
-    path = Path(source)
-    if compare != "auto":
-        return None
-    if path.suffix.lower() == ".json" and path.is_file():
-        with open(path, "rb") as stream:
-            head = stream.read(1 << 16)
-        return "panoptic" if b'"segments_info"' in head else None
-    if not path.is_dir() or any(path.glob("*.safetensors")):
-        return None
-    pictures = any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir())
-    texts = any(path.glob("*.txt")) or any(path.glob("labels/*.txt"))
-    return "label-images" if pictures and not texts else None
 
 
 def evaluate_maps(

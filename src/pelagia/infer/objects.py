@@ -39,7 +39,8 @@ def truth_objects(dataset: Dataset, kind: Kind) -> Objects:
         if flat.shapes is None and len(flat):
             raise EvaluationError("the labels hold no outlines to compare masks with; compare boxes instead", where=dataset.root)
         runs = _truth_runs(dataset)
-        shapes["runs"], area, bounds = runs, runs.areas(), runs.bounds()
+        shapes["runs"] = runs
+        area, bounds = runs.areas_and_bounds()
     else:
         area = (bounds[:, 2] - bounds[:, 0]) * (bounds[:, 3] - bounds[:, 1])
         if kind == "keypoints":

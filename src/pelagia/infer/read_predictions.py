@@ -21,7 +21,7 @@ from pelagia.core.oriented import canonical
 from pelagia.core.types import Float, Instances, Int, MaskCrop
 from pelagia.data.dataset import Dataset
 from pelagia.errors import EvaluationError, FormatError, LabelError
-from pelagia.infer.coco_results import Columns, kinds_of, read_columns
+from pelagia.infer.coco_results import Columns, ResultsFile, kinds_of
 from pelagia.infer.objects import KINDS, predicted_objects
 from pelagia.infer.text_predictions import read_dota_predictions, read_yolo_predictions
 from pelagia.metrics.objects import Kind, Objects
@@ -42,10 +42,11 @@ class Predictions:
     unknown: tuple[str, ...] = ()
 
 
-def read_predictions(path: str | Path, dataset: Dataset, kind: Kind | None = None) -> Predictions:
-    """The predictions at `path` with the labels of `dataset`.
+def read_predictions(source: str | Path | ResultsFile, dataset: Dataset, kind: Kind | None = None) -> Predictions:
+    """The predictions at `source` with the labels of `dataset`.
 
     Args:
+        source: a file or folder, or a results file that is being scanned already.
         kind: what to compare. None: oriented boxes for oriented data; else keypoints, masks or boxes, the first of them that both
             the file and the labels hold.
 
@@ -54,12 +55,12 @@ def read_predictions(path: str | Path, dataset: Dataset, kind: Kind | None = Non
         EvaluationError: none of the images or a class is not in the data set, two of its images have the file name, or a mask is
             made for an image of another size.
     """
-    path = Path(path)
+    path = source.path if isinstance(source, ResultsFile) else Path(source)
     if path.is_dir():
         return _from_folder(path, dataset, kind or KINDS.get(dataset.task, "boxes"))
     held = kinds_of(path)
     kind = kind or _choose(held, dataset)
-    columns = read_columns(path, kind) if held else None
+    columns = (source if isinstance(source, ResultsFile) else ResultsFile(path)).columns(kind) if held else None
     return _one_by_one(path, dataset, kind) if columns is None else _from_columns(columns, dataset, kind, path)
 
 
@@ -91,9 +92,11 @@ def _from_columns(columns: Columns, dataset: Dataset, kind: Kind, path: Path) ->
         strange = strange[~np.isin(columns.category_id[strange], regions)]
     if len(strange):
         _refuse_class(int(columns.category_id[strange[0]]), dataset, f"{path}#{strange[0]}")
-    rows: Int = np.flatnonzero((image >= 0) & (label >= 0))
-    if (np.diff(image[rows]) < 0).any():
-        rows = rows[np.argsort(image[rows], kind="stable")]
+    used: Int = np.flatnonzero((image >= 0) & (label >= 0))
+    sorted_already = bool((np.diff(image[used]) >= 0).all())
+    if not sorted_already:
+        used = used[np.argsort(image[used], kind="stable")]
+    rows: Int | slice = slice(None) if sorted_already and len(used) == len(image) else used  # all of them, as they stand
     stated = columns.boxes
     numbers = [part for part in (columns.score[:, None], stated) if part is not None]
     if columns.keypoints is not None:
@@ -106,8 +109,9 @@ def _from_columns(columns: Columns, dataset: Dataset, kind: Kind, path: Path) ->
     shapes: dict[str, Any] = {}
     if columns.runs is not None:
         _check_sizes(columns, image, dataset, path)
-        runs = columns.runs.select(rows)
-        shapes["runs"], bounds, area = runs, runs.bounds(), runs.areas()
+        runs = columns.runs if isinstance(rows, slice) else columns.runs.select(rows)
+        shapes["runs"] = runs
+        area, bounds = runs.areas_and_bounds()
     elif columns.keypoints is not None:
         points = columns.keypoints[rows]
         shapes["keypoints"] = points
@@ -116,8 +120,8 @@ def _from_columns(columns: Columns, dataset: Dataset, kind: Kind, path: Path) ->
     else:
         assert stated is not None
         assert box_area is not None
-        bounds, area = stated[rows], box_area[rows]
-        bounds[:, 2:] += bounds[:, :2]
+        area = box_area[rows]
+        bounds = np.concatenate([stated[rows, :2], stated[rows, :2] + stated[rows, 2:]], axis=1)
     size = area if box_area is None else box_area[rows]
     return Predictions(Objects(kind, image[rows], label[rows], bounds, area, size, score=columns.score[rows], **shapes), unknown)
 

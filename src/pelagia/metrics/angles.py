@@ -69,7 +69,7 @@ def angle_errors(evidence: Evidence) -> AngleErrors:
     if predictions.oriented is None or truth.oriented is None:
         raise EvaluationError("angles are compared for oriented boxes only; evaluate with the task 'oriented'")
     right = np.flatnonzero(evidence.outcome[0])
-    found = matches_of(evidence.ranking).of(right, 0)[evidence.middle]
+    found = matches_of(evidence.ranking).taken(0, evidence.middle)[right]
     _, _, w, h, angle = truth.oriented[found].T
     apart = np.mod(predictions.oriented[right, 4] - angle, np.pi)
     degrees = np.degrees(np.minimum(apart, np.pi - apart))

@@ -63,7 +63,6 @@ def confusion_matrix(
         thresholds: [C]; NaN leaves a class's predictions out.
     """
     classes = len(class_names)
-    counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     predictions, truth = comparison.predictions, comparison.truth
     used = np.flatnonzero(comparison.score >= thresholds[predictions.label])
     objects = np.arange(len(truth))
@@ -71,18 +70,17 @@ def confusion_matrix(
     taken = _match(comparison, (used, objects), iou, classes)
     found = taken >= 0
     regular = found & ~np.append(comparison.unscored, True)[taken]  # -1 reads the appended one
-    np.add.at(counts, (truth.label[taken[regular]], predictions.label[used[regular]]), 1)
-
-    lost = np.setdiff1d(objects[~comparison.unscored], taken[regular])
-    spare = used[~found]
-    mistaken = match_across(comparison, spare, lost, iou)
+    lost = ~comparison.unscored
+    lost[taken[regular]] = False
+    left, spare = np.flatnonzero(lost), used[~found]
+    mistaken = match_across(comparison, spare, left, iou)
     wrong = mistaken >= 0
-    np.add.at(counts, (truth.label[mistaken[wrong]], predictions.label[spare[wrong]]), 1)
-
+    lost[mistaken[wrong]] = False
     false = spare[~wrong & ~comparison.excluded[spare]]
-    np.add.at(counts, (np.full(len(false), classes), predictions.label[false]), 1)
-    missed = np.setdiff1d(lost, mistaken[wrong])
-    np.add.at(counts, (truth.label[missed], np.full(len(missed), classes)), 1)
+    background = np.full(len(false), classes), np.full(int(lost.sum()), classes)
+    real = np.concatenate([truth.label[taken[regular]], truth.label[mistaken[wrong]], background[0], truth.label[lost]])
+    said = np.concatenate([predictions.label[part] for part in (used[regular], spare[wrong], false)] + [background[1]])
+    counts = np.bincount(real * (classes + 1) + said, minlength=(classes + 1) ** 2).reshape(classes + 1, classes + 1)
     return ConfusionMatrix(counts, tuple(class_names), thresholds, iou)
 
 
@@ -103,5 +101,5 @@ def _match(comparison: Comparison, subset: tuple[Int, Int], iou: float, classes:
     crowd, again, unscored = (flags[columns] for flags in (comparison.crowd, comparison.again, comparison.unscored))
     order, _ = ranks(keys[0], comparison.score[rows])
     pairs = find_pairs(predictions, truth, keys, crowd, iou, sigmas=comparison.sigmas, order=order)
-    taken = match(pairs, order, np.array([iou]), unscored[None], again).of(np.arange(len(rows)), 0)[0]
+    taken = match(pairs, order, np.array([iou]), unscored[None], again).taken(0, 0)
     return np.where(taken >= 0, columns[taken], -1)

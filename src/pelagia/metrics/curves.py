@@ -79,7 +79,9 @@ class Walk(NamedTuple):
     def of(cls, ranking: Ranking, image: Int) -> Walk:
         """`image` [D] of each prediction."""
         order = ranking.order
-        bits = (ranking.inside << np.arange(len(ranking.inside))[:, None]).sum(axis=0).astype(np.uint8)
+        bits = np.zeros(len(order), dtype=np.uint8)
+        for area, inside in enumerate(ranking.inside):
+            bits |= inside.astype(np.uint8) << area
         return cls(
             ranking.edges,
             image[order].astype(np.int32),

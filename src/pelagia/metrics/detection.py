@@ -150,7 +150,7 @@ class Evidence:
     @cached_property
     def outcome(self) -> tuple[Mask, Mask]:
         """[D] twice, at `curve_iou`: a prediction is right; it is right or wrong (and not left out)."""
-        taken = matches_of(self.ranking).of(np.arange(len(self.ranking.row)), 0)[self.middle]
+        taken = matches_of(self.ranking).taken(0, self.middle)
         right = (taken >= 0) & ~np.append(self.ranking.ignored[0], True)[taken]  # -1 reads the appended one
         return right, right | ((taken < 0) & self.ranking.inside[0])
 

@@ -29,7 +29,7 @@ from pelagia.core.types import Float, Int, Mask
 from pelagia.errors import OptionError
 from pelagia.metrics.curves import AREAS, RECALLS, matches_of
 from pelagia.metrics.detection import Evidence
-from pelagia.metrics.matching import find_pairs
+from pelagia.metrics.matching import find_pairs, ranks
 from pelagia.metrics.result import json_value, mean, number, text_table
 
 __all__ = ["ERROR_TYPES", "ErrorBreakdown", "ImageErrors", "error_types", "worst_images"]
@@ -105,7 +105,7 @@ class ImageErrors:
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
-    """Predictions that count, and the truth: all that AP needs."""
+    """Predictions by class and falling score, and the truth: all that AP needs."""
 
     label: Int
     score: Float
@@ -129,12 +129,13 @@ def error_types(evidence: Evidence, *, foreground: float = 0.5, background: floa
     comparison, classes = evidence.comparison, len(evidence.categories)
     predictions, truth = comparison.predictions, comparison.truth
     ignored = evidence.ranking.ignored[0]
-    taken = matches_of(evidence.ranking).of(np.arange(len(predictions)), 0)[place[0]].astype(np.int64)
+    taken = matches_of(evidence.ranking).taken(0, int(place[0])).astype(np.int64)
     right = (taken >= 0) & ~np.append(ignored, True)[taken]
     kept = right | ((taken < 0) & evidence.ranking.inside[0])
     false = np.flatnonzero(kept & ~right)
     total = np.bincount(truth.label[~ignored], minlength=classes)
-    scored = _Scored(predictions.label, comparison.score, right, kept, total)
+    order = evidence.ranking.order
+    scored = _Scored(predictions.label[order], comparison.score[order], right[order], kept[order], total)
 
     held = np.zeros(len(truth), dtype=np.bool_)
     held[taken[right]] = True
@@ -144,12 +145,13 @@ def error_types(evidence: Evidence, *, foreground: float = 0.5, background: floa
     missed = np.flatnonzero(~held & ~ignored & ~pointed)
 
     plain = _average(scored, classes)
+    typed, aimed = kind[order], aim[order]
     mended = {
-        "classification": _put_right(scored, kind == 0, aim, held, np.append(truth.label, 0)[aim]),
-        "localisation": _put_right(scored, kind == 1, aim, held, predictions.label),
-        **{name: _drop(scored, kind == ERROR_TYPES.index(name)) for name in ("both", "duplicate", "background")},
+        "classification": _put_right(scored, typed == 0, aimed, held, np.append(truth.label, 0)[aimed]),
+        "localisation": _put_right(scored, typed == 1, aimed, held, scored.label),
+        **{name: _drop(scored, typed == ERROR_TYPES.index(name)) for name in ("both", "duplicate", "background")},
         "missed": replace(scored, total=total - np.bincount(truth.label[missed], minlength=classes)),
-        "false positive": _drop(scored, kept & ~right),
+        "false positive": _drop(scored, scored.kept & ~scored.right),
         "false negative": replace(scored, total=np.bincount(truth.label[held & ~ignored], minlength=classes)),
     }
     class_gain = {name: _average(item, classes) - plain for name, item in mended.items()}
@@ -207,11 +209,14 @@ def _assign(evidence: Evidence, false: Int, foreground: float, background: float
 
 
 def _best(rows: Any, columns: Any, values: Float, count: int) -> tuple[Float, Int]:
-    """[count] largest value of each row and its column; 0 and -1 without any."""
+    """[count] largest value of each row (rows ascending) and its column, of equals the first; 0 and -1 without any."""
     best, column = np.zeros(count), np.full(count, -1, dtype=np.int64)
-    order = np.lexsort((-np.asarray(columns), values, rows))
-    best[rows[order]] = values[order]  # the last assignment of a row, its largest, stays
-    column[rows[order]] = columns[order]
+    begins = np.flatnonzero(np.diff(rows, prepend=-1))
+    if len(begins):
+        most = np.maximum.reduceat(values, begins)
+        peaks = np.flatnonzero(values == np.repeat(most, np.diff(np.append(begins, len(rows)))))
+        first = peaks[np.flatnonzero(np.diff(rows[peaks], prepend=-1))]
+        best[rows[first]], column[rows[first]] = most, columns[first]
     return best, column
 
 
@@ -224,9 +229,12 @@ def _put_right(scored: _Scored, chosen: Mask, aim: Int, held: Mask, label: Int) 
     winners = winners[~held[aim[winners]]]
     right, kept = scored.right.copy(), scored.kept & ~chosen
     right[winners] = kept[winners] = True
+    if (label[winners] == scored.label[winners]).all():
+        return replace(scored, right=right, kept=kept)
     labels = scored.label.copy()
     labels[winners] = label[winners]
-    return replace(scored, label=labels, right=right, kept=kept)
+    order, _ = ranks(labels, scored.score)
+    return replace(scored, label=labels[order], score=scored.score[order], right=right[order], kept=kept[order])
 
 
 def _drop(scored: _Scored, chosen: Mask) -> _Scored:
@@ -235,16 +243,17 @@ def _drop(scored: _Scored, chosen: Mask) -> _Scored:
 
 def _average(scored: _Scored, classes: int) -> Float:
     """[C] AP at 101 recalls; NaN for a class without truth."""
-    used = np.flatnonzero(scored.kept)
-    used = used[np.lexsort((-scored.score[used], scored.label[used]))]
-    edges = np.searchsorted(scored.label[used], np.arange(classes + 1))
+    # Precision peaks, and recall moves, only at true positives; the other predictions are merely counted.
+    hits = np.flatnonzero(scored.right & scored.kept)
+    seen = np.append(0, np.cumsum(scored.kept))
+    edges = np.searchsorted(scored.label[hits], np.arange(classes + 1))
+    before = seen[np.searchsorted(scored.label, np.arange(classes))]
     result = np.full(classes, np.nan)
     for label in np.flatnonzero(scored.total > 0).tolist():
-        right = scored.right[used[edges[label] : edges[label + 1]]]
-        hits = np.cumsum(right)
-        precision = hits / (np.arange(1, len(right) + 1) + np.spacing(1))
-        envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-        result[label] = envelope[np.searchsorted(hits / scored.total[label], RECALLS, side="left")].mean()
+        counted = seen[hits[edges[label] : edges[label + 1]] + 1] - before[label]
+        found = np.arange(1, len(counted) + 1)
+        envelope = np.append(np.maximum.accumulate((found / (counted + np.spacing(1)))[::-1])[::-1], 0.0)
+        result[label] = envelope[np.searchsorted(found / scored.total[label], RECALLS, side="left")].mean()
     return result
 
 

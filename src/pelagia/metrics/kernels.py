@@ -16,7 +16,7 @@ from pelagia.core.types import Float, Int, Mask
 if TYPE_CHECKING:
     from pelagia.metrics.curves import Walk
 
-__all__ = ["average", "choose", "group", "overlapping", "settle_ties", "shared_pixels"]
+__all__ = ["average", "choose", "group", "measure_runs", "overlapping", "settle_ties", "shared_pixels"]
 
 _I32 = NDArray[np.int32]
 
@@ -27,8 +27,15 @@ def settle_ties(order: Int, score: Float) -> None:
     begin = 0
     for p in range(1, len(order) + 1):
         if p == len(order) or score[order[p]] != score[order[begin]]:
-            if p - begin > 1:
+            if p - begin > 16:
                 order[begin:p] = np.sort(order[begin:p])
+            else:
+                for j in range(begin + 1, p):
+                    d, k = order[j], j
+                    while k > begin and order[k - 1] > d:
+                        order[k] = order[k - 1]
+                        k -= 1
+                    order[k] = d
             begin = p
 
 
@@ -104,10 +111,17 @@ def overlapping(
                 values = longer
             rows[count], columns[count], values[count] = i, index[j], value
             count += 1
-        if count - first > 1:
+        if count - first > 16:
             arranged = np.argsort(columns[first:count])
             columns[first:count] = columns[first:count][arranged]
             values[first:count] = values[first:count][arranged]
+        else:
+            for p in range(first + 1, count):
+                g, v, k = columns[p], values[p], p
+                while k > first and columns[k - 1] > g:
+                    columns[k], values[k] = columns[k - 1], values[k - 1]
+                    k -= 1
+                columns[k], values[k] = g, v
     return rows[:count], columns[:count], values[:count]
 
 
@@ -116,6 +130,34 @@ def _longer(array: _I32, capacity: int) -> _I32:
     longer = np.empty(capacity, np.int32)
     longer[: len(array)] = array
     return longer
+
+
+@compiled
+def measure_runs(counts: NDArray[np.uint32], starts: Int, heights: Int) -> tuple[Float, Float]:
+    """Area [N] and bounds x1, y1, x2, y2 [N, 4] of masks in run lengths; zeros for an empty one."""
+    areas, bounds = np.zeros(len(heights), np.float64), np.zeros((len(heights), 4), np.float64)
+    for n in range(len(heights)):
+        height = heights[n]
+        area, place = 0, 0
+        left, top, right, bottom = -1, height, 0, 0
+        for q in range(starts[n], starts[n + 1]):
+            count = int(counts[q])
+            if (q - starts[n]) % 2 == 1 and count > 0:
+                first, last = place // height, (place + count - 1) // height
+                if left < 0:
+                    left = first
+                right = last + 1
+                if last > first:  # a run over the end of a column fills the image from top to bottom there
+                    top, bottom = 0, height
+                else:
+                    top = min(top, place - first * height)
+                    bottom = max(bottom, place + count - first * height)
+                area += count
+            place += count
+        areas[n] = area
+        if area > 0:
+            bounds[n, 0], bounds[n, 1], bounds[n, 2], bounds[n, 3] = left, top, right, bottom
+    return areas, bounds
 
 
 @compiled
@@ -168,10 +210,16 @@ def choose(
     truth, value = pairs
     areas, steps, rows = len(ignored), len(thresholds), len(starts) - 1
     result = np.full((areas, steps, rows), -1, np.int32)
+    most = np.zeros(rows, np.float64)  # the best value of each prediction, below which thresholds need not ask it
+    for r in range(rows):
+        for p in range(starts[r], starts[r + 1]):
+            most[r] = max(most[r], value[p])
     for a in range(areas):
         for t in range(steps):
             taken = np.zeros(len(again), np.bool_)
             for r in range(rows):
+                if most[r] < thresholds[t]:
+                    continue
                 best, best_value, best_ignored = -1, 0.0, True
                 for p in range(starts[r], starts[r + 1]):
                     g, v = int(truth[p]), value[p]

@@ -75,13 +75,9 @@ class Matches:
     row: Int
     truth: NDArray[np.int32]
 
-    def of(self, prediction: NDArray[Any], area: int) -> NDArray[np.int32]:
-        """[T, n]: the true object that each of n predictions took in area range `area`, or -1."""
-        rows = self.row[prediction]
-        found = np.full((self.truth.shape[1], len(rows)), -1, dtype=np.int32)
-        present = np.flatnonzero(rows >= 0)
-        found[:, present] = self.truth[area][:, rows[present]]
-        return found
+    def taken(self, area: int, threshold: int) -> NDArray[np.int32]:
+        """[D] the true object that each prediction took in area range `area` at threshold number `threshold`, or -1."""
+        return np.append(self.truth[area, threshold], np.int32(-1))[self.row]  # -1 reads the appended one
 
 
 def compare(truth: Objects, predictions: Objects, classes: int, *, sigmas: Sequence[float] = ()) -> Comparison:

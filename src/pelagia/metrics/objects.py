@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pelagia.core.lazy import resolve
 from pelagia.core.types import Float, Instances, Int, Mask, MaskCrop
 from pelagia.errors import EvaluationError
 
@@ -46,43 +47,18 @@ class Runs:
 
     def select(self, index: NDArray[Any]) -> Runs:
         """The masks at integer `index`, in that order."""
+        if len(index) == len(self) and (index == np.arange(len(self))).all():
+            return self
         lengths = np.diff(self.starts)[index]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         where = np.arange(starts[-1]) + np.repeat(self.starts[:-1][index] - starts[:-1], lengths)
         return Runs(self.counts[where], starts, self.heights[index])
 
-    def _object_runs(self) -> tuple[Int, Int, Int]:
-        """Mask, first and last pixel (down the columns) of every run of object pixels."""
-        lengths = np.diff(self.starts)
-        mask = np.repeat(np.arange(len(self)), lengths)
-        ends = np.cumsum(self.counts, dtype=np.int64)
-        before = np.concatenate([[0], ends])[self.starts[:-1]]
-        ends -= before[mask]
-        place = np.arange(len(self.counts)) - self.starts[:-1][mask]
-        filled = np.flatnonzero((place % 2 == 1) & (self.counts > 0))
-        return mask[filled], ends[filled] - self.counts[filled], ends[filled] - 1
-
-    def areas(self) -> Float:
-        """[N] number of object pixels."""
-        mask, first, last = self._object_runs()
-        return np.bincount(mask, weights=last - first + 1.0, minlength=len(self)).astype(np.float64)
-
-    def bounds(self) -> Float:
-        """[N, 4] tight x1, y1, x2, y2; zeros for an empty mask."""
-        mask, first, last = self._object_runs()
-        height = self.heights[mask]
-        column, until = first // height, last // height
-        several = until > column  # a run over the end of a column fills the image from top to bottom there
-        top, bottom = np.where(several, 0, first % height), np.where(several, height, last % height + 1)
-        result = np.zeros((len(self), 4))
-        begins = np.flatnonzero(np.diff(mask, prepend=-1))
-        if len(begins):
-            owner = mask[begins]
-            result[owner, 0] = column[begins]
-            result[owner, 1] = np.minimum.reduceat(top, begins)
-            result[owner, 2] = np.maximum.reduceat(until, begins) + 1
-            result[owner, 3] = np.maximum.reduceat(bottom, begins)
-        return result
+    def areas_and_bounds(self) -> tuple[Float, Float]:
+        """[N] number of object pixels, and [N, 4] tight x1, y1, x2, y2; zeros for an empty mask."""
+        kernels = resolve("pelagia.metrics.kernels", purpose="compare masks")
+        areas, bounds = kernels.measure_runs(self.counts, self.starts, self.heights)
+        return areas, bounds
 
 
 _NO_FLAGS = np.zeros(0, dtype=np.bool_)
@@ -173,7 +149,8 @@ def flatten(items: Sequence[Instances], kind: Kind, *, what: str, heights: Int |
         boxes = Instances(labels=label, oriented=oriented).box_array
     elif kind == "masks":
         runs = _runs(items, tallest(items) if heights is None else heights, what)
-        shapes["runs"], area, boxes = runs, runs.areas(), runs.bounds()
+        shapes["runs"] = runs
+        area, boxes = runs.areas_and_bounds()
     else:
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         if kind == "keypoints":

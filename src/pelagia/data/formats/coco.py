@@ -286,6 +286,8 @@ def _read_images(entries: list[Any], state: _State, options: ReadOptions) -> Non
 
 def _size(entry: Mapping[str, Any], file: Path | None, exists: bool, state: _State, where: Place) -> tuple[int, int]:
     width, height = entry.get("width"), entry.get("height")
+    if type(width) is int and type(height) is int and width and height:
+        return width, height
     if width and height:
         return int(number(width, "width", where)), int(number(height, "height", where))
     size = state.out.size_of(file) if exists and file is not None else None

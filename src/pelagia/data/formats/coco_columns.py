@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -77,15 +78,23 @@ def _columns(
     entries: Sequence[Mapping[str, Any]], rows: Mapping[Any, int], labels: Mapping[int, int], sizes: Int, keep_empty: bool
 ) -> Columns:
     count = len(entries)
-    _plain(not any(entry.get("keypoints") or entry.get("ignore") or entry.get("difficult") for entry in entries))
-    image = np.array([rows[entry["image_id"]] for entry in entries], dtype=np.int64)
-    label = np.array([labels[entry["category_id"]] for entry in entries], dtype=np.int64)
-    ids = np.array(_whole([entry["id"] for entry in entries]), dtype=np.int64)
+    keys = set().union(*entries)
+    for odd in keys & {"keypoints", "ignore", "difficult"}:
+        _plain(not any(entry.get(odd) for entry in entries))
+
+    def column(key: str) -> list[Any]:
+        return list(map(itemgetter(key), entries))
+
+    image = np.array([rows[value] for value in column("image_id")], dtype=np.int64)
+    label = np.array([labels[value] for value in column("category_id")], dtype=np.int64)
+    ids = np.array(_whole(column("id")), dtype=np.int64)
     _plain(bool((label >= 0).all()) and len(np.unique(ids)) == count)
-    crowd = np.array(_whole([entry.get("iscrowd", 0) for entry in entries]), dtype=np.int64) != 0
-    boxes = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(count, -1)
-    _plain(boxes.shape[1] == 4 and not any(isinstance(entry["area"], str | bool) for entry in entries))
-    areas = np.array([entry["area"] for entry in entries], dtype=np.float64)
+    crowded = [entry.get("iscrowd", 0) for entry in entries] if "iscrowd" in keys else [0] * count
+    crowd = np.array(_whole(crowded), dtype=np.int64) != 0
+    boxes = np.array(column("bbox"), dtype=np.float64).reshape(count, -1)
+    stated = column("area")
+    _plain(boxes.shape[1] == 4 and {*map(type, stated)} <= {int, float})
+    areas = np.array(stated, dtype=np.float64)
     boxes[:, 2:] += boxes[:, :2]
     width, height = sizes[image].T
     fine = np.isfinite(boxes).all(axis=1) & np.isfinite(areas)
@@ -96,7 +105,7 @@ def _columns(
         fine &= (width > 0) & (boxes[:, 0] < width) & (boxes[:, 1] < height)
     _plain(bool(fine.all()))
 
-    outlines: list[Any] = [entry.get("segmentation") for entry in entries]
+    outlines: list[Any] = [entry.get("segmentation") for entry in entries] if "segmentation" in keys else []
     polygons = [row for row, outline in enumerate(outlines) if isinstance(outline, list) and outline]
     encoded = [row for row, outline in enumerate(outlines) if isinstance(outline, dict)]
     _plain(not any(isinstance(outline, str | int | float) and outline for outline in outlines))
@@ -112,7 +121,7 @@ def _plain(condition: bool) -> None:
 
 
 def _whole(values: list[Any]) -> list[int]:
-    _plain(all(type(value) is int for value in values))
+    _plain({*map(type, values)} <= {int})
     return values
 
 

@@ -202,6 +202,8 @@ class Collector:
 
     def _tame(self, name: str) -> str:
         """The name as a relative path with forward slashes that cannot leave the folder it is written to."""
+        if name[:1] not in ("/", ".") and not any(mark in name for mark in ("\\", ":", "//", "/.")) and name[-1:] != "/":
+            return name or "image"
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..") and not part.endswith(":")]
         tame = "/".join(parts) or "image"
         if tame != name:

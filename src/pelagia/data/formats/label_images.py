@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pelagia.core import masks as core_masks
+from pelagia.core.lazy import resolve
 from pelagia.core.types import IGNORE_INDEX, Category, MaskCrop
 from pelagia.data.dataset import Dataset
 from pelagia.data.formats.common import Collector, Place, ReadOptions, image_files, read_splits, read_text
@@ -203,6 +203,7 @@ def _read_instances(source: _Source, labelled: Mapping[Path, Path], without: lis
             continue
         rows[image] = index
         of_value = classes.get(out.names[index], {})
+        ndimage = resolve("scipy.ndimage", purpose="read label images")
         windows: list[tuple[slice, ...] | None] = [*ndimage.find_objects(pixels)]  # None for a number that is absent
         for value, window in enumerate(windows, start=1):
             if window is None:

@@ -1,0 +1,33 @@
+"""Whether predictions are whole-image answers, and of which kind; told from names and first bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pelagia.core.image import IMAGE_SUFFIXES
+
+__all__ = ["MapKind", "map_kind"]
+
+MapKind: TypeAlias = Literal["label-images", "semantic", "panoptic"]
+
+
+def map_kind(source: str | Path, compare: str) -> MapKind | None:
+    """Which of these kinds `source` is to be scored as: what `compare` says, or what it looks like; None for anything else.
+
+    A folder of images holds label images, unless semantic maps are asked for; a JSON file with `segments_info` is panoptic.
+    """
+    if compare in ("label-images", "semantic", "panoptic"):
+        return compare  # type: ignore[return-value]
+    path = Path(source)
+    if compare != "auto":
+        return None
+    if path.suffix.lower() == ".json" and path.is_file():
+        with open(path, "rb") as stream:
+            head = stream.read(1 << 16)
+        return "panoptic" if b'"segments_info"' in head else None
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return None
+    pictures = any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir())
+    texts = any(path.glob("*.txt")) or any(path.glob("labels/*.txt"))
+    return "label-images" if pictures and not texts else None
