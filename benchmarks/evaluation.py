@@ -2,13 +2,14 @@
 
     python benchmarks/evaluation.py --peer-python PEER_ENV/bin/python
     python benchmarks/evaluation.py --scaling
+    python benchmarks/evaluation.py --bootstrap 1000
 
 The set is drawn by seed: 5,000 images of 80 classes with about 36,000 objects and 100 predictions each, 1 % crowds; for masks its
 first 500 images with elliptic masks. Every tool runs in a process of its own, imports first (not timed), then loads and scores
 the two files; time and peak memory are printed, and the twelve numbers are compared with pycocotools'. Then whole commands are
 timed: `pelagia evaluate` and a script that calls hotcoco. Tools take turns, `--rounds` times; medians are given. `--scaling`
-scores 0.5, 1, 2 and 4 million predictions and shows the time of each. The peers' environment is made from
-`benchmarks/requirements.txt`.
+scores 0.5, 1, 2 and 4 million predictions and shows the time of each; `--bootstrap` times intervals of every number. The peers'
+environment is made from `benchmarks/requirements.txt`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import numpy as np
 
 from pelagia.core.masks import crop_from_bitmap, crop_to_rle, rle_to_string
 from pelagia.core.types import MaskCrop
+from pelagia.infer.evaluate import gather_file
+from pelagia.metrics.bootstrap import detection_statistic, intervals
 
 WORKER = Path(__file__).with_name("evaluation_worker.py")
 WIDTH, HEIGHT, CLASSES = 640, 480, 80
@@ -128,7 +131,7 @@ def compare(args: argparse.Namespace, folder: Path, kind: str) -> None:
     if args.peer_python:
         commands = {
             "pelagia evaluate": [sys.executable, "-m", "pelagia", "evaluate", str(dt), str(gt)],
-            "script with hotcoco": [args.peer_python, str(WORKER), "hotcoco", str(gt), str(dt), kind],
+            "script with hotcoco": [args.peer_python, str(WORKER), "hotcoco", str(gt), str(dt), kind, "1"],
         }
         for name, command in commands.items():
             times = []
@@ -146,10 +149,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--kinds", nargs="+", choices=["bbox", "segm"], default=["bbox", "segm"])
+    parser.add_argument("--bootstrap", type=int, metavar="RESAMPLES", help="only time the intervals of so many resamples")
     parser.add_argument("--scaling", action="store_true", help="only show how the time grows with the number of predictions")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if args.bootstrap:
+            gt, dt, _ = draw(folder, args.images, 100, masks=False)
+            evidence = gather_file(dt, gt)
+            begin = time.perf_counter()
+            found = intervals(detection_statistic(evidence), evidence.images, resamples=args.bootstrap)
+            seconds = time.perf_counter() - begin
+            ap = found["", "AP"]
+            print(f"{args.bootstrap} resamples of {args.images} images, {len(found)} numbers: {seconds:.1f} s")
+            print(f"AP {ap.value:.4f} [{ap.low:.4f}, {ap.high:.4f}]")
+            return
         if args.scaling:
             for found in (100, 200, 400, 800):
                 gt, dt, count = draw(folder, args.images, found, masks=False)

@@ -1,12 +1,11 @@
-"""One tool, one set, one process: `evaluation_worker.py TOOL TRUTH RESULTS bbox|segm` prints seconds, memory and the twelve
-numbers."""
+"""One tool, one set, one process: `evaluation_worker.py TOOL TRUTH RESULTS bbox|segm [RUNS]` prints seconds, memory and the
+twelve numbers."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,10 @@ from typing import Any
 
 
 def _peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Largest memory of this process since it began (getrusage would count what its parent held when it was made)."""
+    with open("/proc/self/status") as stream:
+        line = next(line for line in stream if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
 
 
 def _cocoeval(coco: Any, evaluator: Any) -> Callable[[str, str, str], list[float]]:
@@ -66,12 +68,12 @@ def _tool(name: str) -> Callable[[str, str, str], list[float]]:
 def main() -> None:
     """Import, score three times, print the first time, the better of the others (caches warm), and the peak memory of the
     first."""
-    tool, gt, dt, kind = sys.argv[1:]
+    tool, gt, dt, kind, *runs = sys.argv[1:]
     run = _tool(tool)
     before = _peak_gb()
     with contextlib.redirect_stdout(io.StringIO()):
         times, peak = [], 0.0
-        for _ in range(1 if tool == "pycocotools" else 3):
+        for _ in range(int(runs[0]) if runs else 1 if tool == "pycocotools" else 3):
             begin = time.perf_counter()
             stats = run(gt, dt, kind)
             times.append(time.perf_counter() - begin)

@@ -19,6 +19,7 @@ from pelagia.infer.assess import Assessment, AssessOptions, assess, fit_calibrat
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
 from pelagia.infer.map_kind import MapKind, map_kind
+from pelagia.infer.objects import federated_labels
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.objects import Kind
@@ -50,6 +51,12 @@ class _Flags:
         default=(), metadata={"help": "Most predictions per image and class, 0 for all; by default 1, 10, 100 and all."}
     )
     iou: tuple[float, ...] = field(default=(), metadata={"help": "IoU thresholds; by default 0.5, 0.55, ... 0.95."})
+    lvis: bool = field(
+        default=False,
+        metadata={
+            "help": "The labels say what was looked for (neg_category_ids), as LVIS does; 300 predictions per image count."
+        },
+    )
     taxonomy: Path | None = field(
         default=None, metadata={"help": "JSON file of {name: parent} for hierarchical scores; 'supercategory' counts by itself."}
     )
@@ -110,6 +117,8 @@ def evaluate(
         rules["max_dets"] = flags.max_dets
     if flags.iou:
         rules["iou_thresholds"] = flags.iou
+    if flags.lvis:
+        rules |= {"federated": federated_labels(truth, dataset), "per_image": 300, "max_dets": flags.max_dets or (300,)}
     evidence, found = _evidence(begun or source, predictor, dataset, flags, options, rules, quiet=json)
     other = None
     if flags.against is not None:

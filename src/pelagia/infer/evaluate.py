@@ -37,6 +37,7 @@ __all__ = [
     "evaluate",
     "evaluate_file",
     "gather_evidence",
+    "gather_file",
     "match_classes",
     "predict_dataset",
     "score",
@@ -110,7 +111,7 @@ def gather_evidence(
 
     Args:
         predictions: one `Instances` per image, or flat objects, which say themselves what is compared.
-        rules: `iou_thresholds`, `max_dets` and `sigmas` as in `metrics.detection.evaluate_detection`.
+        rules: `iou_thresholds`, `max_dets`, `sigmas`, `federated` and `per_image` as in `metrics.detection.gather`.
 
     Raises:
         EvaluationError: see `evaluate`.
@@ -141,12 +142,17 @@ def evaluate_file(
     Raises:
         EvaluationError, FormatError: see `read_predictions`.
     """
+    return gather_file(predictions, truth, kind, **rules).result()
+
+
+def gather_file(predictions: str | Path, truth: str | Path | Dataset, kind: Kind | None = None, **rules: Any) -> Evidence:
+    """The evidence that `evaluate_file` scores: for intervals, error types and thresholds."""
     path = Path(predictions)
     started = ResultsFile(path) if path.suffix.lower() == ".json" else path  # scanned while the truth is opened
     if not isinstance(truth, Dataset):
         truth = open_dataset(truth, options=ReadOptions(keep_empty=True, find_images=False))
     truth = truth.in_order()
-    return gather_evidence(truth, read_predictions(started, truth, kind).objects, **rules).result()
+    return gather_evidence(truth, read_predictions(started, truth, kind).objects, **rules)
 
 
 def choose_thresholds(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core import masks as core_masks
+from pelagia.core.files import read_json
 from pelagia.core.types import Float, Instances, Int, Task
 from pelagia.data.dataset import Dataset
-from pelagia.errors import EvaluationError
+from pelagia.errors import EvaluationError, FormatError
+from pelagia.metrics.matching import Federated
 from pelagia.metrics.objects import Kind, Objects, Runs, flatten
 
-__all__ = ["KINDS", "instances_of", "predicted_objects", "truth_objects"]
+__all__ = ["KINDS", "federated_labels", "instances_of", "predicted_objects", "truth_objects"]
 
 #: What a task's predictions are compared by.
 KINDS: dict[Task, Kind] = {"detect": "boxes", "oriented": "oriented", "instance": "masks", "keypoints": "keypoints"}
@@ -91,6 +94,30 @@ def predicted_objects(dataset: Dataset, predictions: Sequence[Instances], kind: 
     if len(predictions) != len(dataset):
         raise EvaluationError(f"{len(predictions)} predictions for {len(dataset)} images; give one Instances per image")
     return flatten(predictions, kind, what="predictions", heights=dataset.sizes[:, 1] if kind == "masks" else None)
+
+
+def federated_labels(path: str | Path, dataset: Dataset) -> Federated:
+    """What was looked for in the images of a COCO file with LVIS's `neg_category_ids` and `not_exhaustive_category_ids`.
+
+    Raises:
+        FormatError: not a JSON object with a list of images, or an unknown category.
+    """
+    content = read_json(path)
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not any("neg_category_ids" in image for image in images if isinstance(image, dict)):
+        raise FormatError("no image has neg_category_ids: these labels are not of the form of LVIS", where=path)
+    rows = {int(value): index for index, value in enumerate(dataset.image_ids.tolist())}
+    labels = {category.id: label for label, category in enumerate(dataset.categories)}
+    shape = len(dataset), len(dataset.categories)
+    flags = {name: np.zeros(shape, dtype=np.bool_) for name in ("neg_category_ids", "not_exhaustive_category_ids")}
+    for image in images:
+        if isinstance(image, dict) and image.get("id") in rows:
+            for name, flag in flags.items():
+                for value in image.get(name, []):
+                    if value not in labels:
+                        raise FormatError(f"{name} holds {value!r}, which is no category", where=f"{path}#{image['id']}")
+                    flag[rows[image["id"]], labels[value]] = True
+    return Federated(*flags.values())
 
 
 def instances_of(objects: Objects, image: int, size: tuple[int, int]) -> Instances:

@@ -27,7 +27,7 @@ from pelagia.metrics.curves import (
     read_curves,
     truth_weights,
 )
-from pelagia.metrics.matching import Comparison, compare
+from pelagia.metrics.matching import Comparison, Federated, compare, ranks
 from pelagia.metrics.objects import Kind, Objects, flatten, tallest
 from pelagia.metrics.result import SCORES, ClassResult, DetectionResult, mean
 from pelagia.metrics.thresholds import BEST_F1, OperatingPoint, ScoreCurve, ThresholdRule, choose_point, score_curve
@@ -220,8 +220,14 @@ def gather(
     iou_thresholds: Sequence[float] = COCO_IOU_THRESHOLDS,
     max_dets: Sequence[int] | None = None,
     sigmas: Sequence[float] | None = None,
+    federated: Federated | None = None,
+    per_image: int = 0,
 ) -> Evidence:
-    """Match predictions with truth; see `evaluate_detection` for the arguments.
+    """Match predictions with truth; see `evaluate_detection` for the other arguments.
+
+    Args:
+        federated: what was looked for, where labels are not complete.
+        per_image: most predictions of an image, of all classes together, 0 for all (LVIS: 300).
 
     Raises:
         EvaluationError, OptionError: see `evaluate_detection`.
@@ -234,7 +240,12 @@ def gather(
         raise OptionError(f"max_dets must be positive numbers, or 0 for all, got {list(cuts)}")
     if truth.keypoints is not None and sigmas is None:
         sigmas = keypoint_sigmas(max(truth.keypoints.shape[1], 0 if len(truth) else predictions_points(predictions)))
-    comparison = compare(truth, predictions, len(categories), sigmas=sigmas or ())
+    if federated is not None and federated.negative.shape != (images, len(categories)):
+        raise OptionError(f"federated labels need flags for {images} images and {len(categories)} classes")
+    if per_image and predictions.score is not None:
+        _, place = ranks(predictions.image, predictions.score)
+        predictions = predictions.select(np.flatnonzero(place < per_image))
+    comparison = compare(truth, predictions, len(categories), sigmas=sigmas or (), federated=federated)
     rules = Rules(thresholds)
     ranking = rank_predictions(comparison, len(categories), rules)
     return Evidence(tuple(categories), images, comparison, ranking, rules, _ascending(cuts))

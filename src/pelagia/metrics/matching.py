@@ -26,7 +26,7 @@ from pelagia.core.types import Float, Int, Mask
 from pelagia.errors import EvaluationError
 from pelagia.metrics.objects import Objects
 
-__all__ = ["Comparison", "Matches", "Pairs", "compare", "descending", "find_pairs", "match", "ranks", "similarity"]
+__all__ = ["Comparison", "Federated", "Matches", "Pairs", "compare", "descending", "find_pairs", "match", "ranks", "similarity"]
 
 #: So many groups may be counted by without a second thought; beyond, only a few times the number of objects.
 _GROUPS = 1 << 20
@@ -56,6 +56,22 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Federated:
+    """What was looked for in labels that are not complete (Gupta, Dollár and Girshick, "LVIS", CVPR 2019).
+
+    A class is judged in an image only if it was looked for there: if it has an object, or is among the `negative`. Where not
+        every
+    object of a class was labelled, a prediction that finds none is not counted as false.
+
+    Args:
+        negative, partial: [N, C] flags by image and class.
+    """
+
+    negative: Mask
+    partial: Mask
+
+
+@dataclass(frozen=True, slots=True)
 class Pairs:
     """Pairs (prediction, truth) with their similarity, [P] each; indices into the `Objects` they came from."""
 
@@ -80,7 +96,14 @@ class Matches:
         return np.append(self.truth[area, threshold], np.int32(-1))[self.row]  # -1 reads the appended one
 
 
-def compare(truth: Objects, predictions: Objects, classes: int, *, sigmas: Sequence[float] = ()) -> Comparison:
+def compare(
+    truth: Objects,
+    predictions: Objects,
+    classes: int,
+    *,
+    sigmas: Sequence[float] = (),
+    federated: Federated | None = None,
+) -> Comparison:
     """Check that predictions and truth fit together, and set the rules of matching.
 
     A crowd matches any number of predictions, which then do not count, and so does a difficult object. A prediction of which more
@@ -101,6 +124,11 @@ def compare(truth: Objects, predictions: Objects, classes: int, *, sigmas: Seque
             )
     if np.isnan(predictions.score).any():
         raise EvaluationError("a score is NaN", where=f"image {predictions.image[np.isnan(predictions.score)][0]}")
+    if federated is not None:
+        looked_for = federated.negative.copy()
+        looked_for[truth.image, truth.label] = True
+        predictions = predictions.select(np.flatnonzero(looked_for[predictions.image, predictions.label]))
+    assert predictions.score is not None
     spread = np.asarray(sigmas, dtype=np.float64)
     if not (spread > 0).all():
         raise EvaluationError(f"sigmas of keypoints must be positive, got {spread.tolist()}")
@@ -117,6 +145,8 @@ def compare(truth: Objects, predictions: Objects, classes: int, *, sigmas: Seque
         every = np.ones(len(regions), dtype=np.bool_)
         inside = find_pairs(predictions, regions, (predictions.image, regions.image), every, 0.5)
         excluded[inside.prediction[inside.value > 0.5]] = True
+    if federated is not None:
+        excluded |= federated.partial[predictions.image, predictions.label]
     kept, again = truth.select(real), (truth.crowd | truth.difficult)[real]
     unscored = again | unlabelled[real]
     return Comparison(predictions, kept, predictions.score, kept.crowd, again, unscored, excluded, spread)
