@@ -20,6 +20,7 @@ from pelagia.core.types import Category, Instances, Task
 from pelagia.errors import CheckpointError, ExportError, OptionError
 from pelagia.infer.predict import FileResult, PredictOptions, predict_files, predict_image
 from pelagia.infer.runtimes import OnnxRuntime, Runtime
+from pelagia.infer.sources import is_predictions
 
 if TYPE_CHECKING:
     from pelagia.data.dataset import Dataset
@@ -156,16 +157,12 @@ def evaluate(
         EvaluationError: model and data do not fit together.
         OptionError: an unknown option or a value that cannot be used.
     """
-    if not isinstance(model, Predictor) and _is_predictions(Path(model)):
+    if not isinstance(model, Predictor) and is_predictions(model):
         module = resolve("pelagia.infer.evaluate", purpose="score predictions")
         result: DetectionResult = module.evaluate_file(model, data, **options)
         return result
     predictor = model if isinstance(model, Predictor) else load(model)
     return predictor.evaluate(data, show=show, **options)
-
-
-def _is_predictions(path: Path) -> bool:
-    return any(path.glob("*.txt")) or any(path.glob("labels/*.txt")) if path.is_dir() else path.suffix.lower() == ".json"
 
 
 class Predictor:

@@ -18,9 +18,9 @@ from pelagia.errors import OptionError
 from pelagia.infer.assess import Assessment, AssessOptions, assess, fit_calibration, rule_thresholds
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
-from pelagia.infer.map_kind import MapKind, map_kind
 from pelagia.infer.objects import federated_labels
 from pelagia.infer.read_predictions import read_predictions
+from pelagia.infer.sources import MapKind, is_predictions, map_kind
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.objects import Kind
 from pelagia.metrics.taxonomy import Taxonomy
@@ -147,17 +147,10 @@ def evaluate(
 
 def _load(source: str, flags: _Flags) -> Predictor | None:
     """The model; None for predictions, which need nothing of what runs models."""
-    if _is_predictions(source):
+    if is_predictions(source):
         return None
     predictor: Predictor = resolve("pelagia.api", purpose="load a model").load(source, device=flags.device, threads=flags.threads)
     return predictor
-
-
-def _is_predictions(source: str) -> bool:
-    path = Path(source)
-    if path.is_dir():
-        return any(path.glob("*.txt")) or any(path.glob("labels/*.txt"))
-    return path.suffix.lower() == ".json"
 
 
 def _choose(dataset: Dataset, name: str) -> Dataset:

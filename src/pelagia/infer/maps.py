@@ -9,10 +9,10 @@ from typing import TypeAlias
 from pelagia.core.types import SemanticMap
 from pelagia.data.dataset import Dataset
 from pelagia.errors import EvaluationError
-from pelagia.infer.map_kind import MapKind
 from pelagia.infer.map_predictions import read_label_predictions, read_semantic_predictions
 from pelagia.infer.match_images import MapList
 from pelagia.infer.panoptic_files import pair_panoptic, read_panoptic
+from pelagia.infer.sources import MapKind
 from pelagia.metrics.label_images import LabelImageResult, evaluate_label_images
 from pelagia.metrics.panoptic import PanopticResult, PanopticTally
 from pelagia.metrics.semantic import evaluate_semantic

@@ -1,4 +1,4 @@
-"""Whether predictions are whole-image answers, and of which kind; told from names and first bytes."""
+"""What a source of predictions is (a model, objects in files, whole-image answers), told from names and first bytes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,21 @@ from typing import Literal, TypeAlias
 
 from pelagia.core.image import IMAGE_SUFFIXES
 
-__all__ = ["MapKind", "map_kind"]
+__all__ = ["MapKind", "is_predictions", "map_kind"]
 
 MapKind: TypeAlias = Literal["label-images", "semantic", "panoptic"]
+
+
+def is_predictions(source: str | Path) -> bool:
+    """Whether `source` holds predictions of objects: a JSON file, or a folder of text files that is no run of training."""
+    path = Path(source)
+    if not path.is_dir():
+        return path.suffix.lower() == ".json"
+    return not _is_run(path) and (any(path.glob("*.txt")) or any(path.glob("labels/*.txt")))
+
+
+def _is_run(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or (folder / "config.json").is_file()
 
 
 def map_kind(source: str | Path, compare: str) -> MapKind | None:
@@ -26,8 +38,7 @@ def map_kind(source: str | Path, compare: str) -> MapKind | None:
         with open(path, "rb") as stream:
             head = stream.read(1 << 16)
         return "panoptic" if b'"segments_info"' in head else None
-    if not path.is_dir() or any(path.glob("*.safetensors")):
+    if not path.is_dir() or _is_run(path) or is_predictions(path):
         return None
     pictures = any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir())
-    texts = any(path.glob("*.txt")) or any(path.glob("labels/*.txt"))
-    return "label-images" if pictures and not texts else None
+    return "label-images" if pictures else None
