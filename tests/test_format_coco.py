@@ -16,7 +16,8 @@ from pycocotools.coco import COCO
 from datasets import coco, codes, draw, survey, write_json
 from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
-from pelagia.data.formats.coco import flip_partners, sniff
+from pelagia.data.formats.coco import sniff
+from pelagia.data.formats.coco_categories import flip_partners
 from pelagia.data.formats.coco_write import coco_dict
 from pelagia.data.open import open_dataset
 from pelagia.errors import FormatError, OptionError

@@ -12,15 +12,24 @@ from pelagia.cli.common import Json, print_json, say
 from pelagia.cli.datasets import NO_FLAGS, DataFlags
 from pelagia.core.files import read_json, write_json
 from pelagia.core.lazy import resolve
-from pelagia.core.types import Instances
+from pelagia.core.types import Instances, Task
 from pelagia.data.dataset import Dataset
 from pelagia.errors import OptionError
-from pelagia.infer.assess import Assessment, AssessOptions, assess, fit_calibration, rule_thresholds
+from pelagia.infer.assess import (
+    Assessment,
+    AssessOptions,
+    assess,
+    fit_calibration,
+    interval_dicts,
+    interval_lines,
+    rule_thresholds,
+)
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
 from pelagia.infer.objects import federated_labels
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.sources import MapKind, is_predictions, map_kind
+from pelagia.metrics.bootstrap import Interval, Key
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.objects import Kind
 from pelagia.metrics.taxonomy import Taxonomy
@@ -59,6 +68,9 @@ class _Flags:
     )
     taxonomy: Path | None = field(
         default=None, metadata={"help": "JSON file of {name: parent} for hierarchical scores; 'supercategory' counts by itself."}
+    )
+    agnostic: bool = field(
+        default=False, metadata={"help": "Score once more with one class for everything: what mistaken classes alone cost."}
     )
     save_thresholds: bool = field(
         default=False,
@@ -99,7 +111,7 @@ def evaluate(
     """
     maps = map_kind(source, flags.compare)
     if maps is not None:
-        return _evaluate_maps(Path(source), truth, maps, flags, data, json)
+        return _evaluate_maps(Path(source), truth, maps, flags, data, telling, json)
     predictor = _load(source, flags)
     if predictor is None and (flags.save_thresholds or flags.save_calibration):
         raise OptionError("thresholds and calibration are stored in a checkpoint, not in predictions", where=source)
@@ -128,7 +140,11 @@ def evaluate(
     whole = json or flags.out is not None
     asked = replace(telling, errors=True) if whole else telling
     assessment = assess(
-        evidence, asked, sizes=dataset.sizes if whole else None, taxonomy=tree if tree.parents else None, against=other
+        evidence,
+        asked,
+        sizes=dataset.sizes if whole else None,
+        taxonomy=tree if tree.parents or flags.agnostic else None,
+        against=other,
     )
     voc = None
     if flags.rules != "coco":
@@ -197,28 +213,34 @@ def _write(folder: Path, evidence: Evidence, assessment: Assessment, dataset: Da
     return path
 
 
-def _evaluate_maps(source: Path, truth: Path, kind: MapKind, flags: _Flags, data: DataFlags, json: bool) -> int:
+def _evaluate_maps(
+    source: Path, truth: Path, kind: MapKind, flags: _Flags, data: DataFlags, telling: AssessOptions, json: bool
+) -> int:
     """Label images, semantic maps and panoptic maps."""
 
-    def open_truth() -> Dataset:
-        dataset = data.open(truth)
+    def open_truth(task: Task) -> Dataset:
+        dataset = data.open(truth, task)
         for finding in dataset.findings:
             if finding.severity != "info":
                 say(f"pelagia: {finding}")
         return _choose(dataset, flags.split)
 
-    maps = resolve("pelagia.infer.maps", purpose="score maps")
-    result, unknown = maps.evaluate_maps(source, truth, kind, open_truth)
-    if unknown:
-        say(f"left out: predictions for {len(unknown)} images that the truth does not have, such as {unknown[0]}")
+    found = resolve("pelagia.infer.maps", purpose="score maps").evaluate_maps(source, truth, kind, open_truth)
+    result = found.at(None)
+    if found.unknown:
+        say(f"left out: predictions for {len(found.unknown)} images that the truth does not have, such as {found.unknown[0]}")
+    sure: dict[Key, Interval] | None = None
+    if telling.resamples:
+        sure = found.intervals(resamples=telling.resamples, level=telling.level, seed=telling.seed)
+    document = {**result.to_dict(), **({} if sure is None else {"intervals": interval_dicts(sure)})}
     if json:
-        print_json(result.to_dict())
+        print_json(document)
     else:
-        print("\n".join(result.lines()))
+        print("\n".join([*result.lines(), *([] if sure is None else ["", *interval_lines(sure)])]))
     if flags.out is not None:
-        write_json(flags.out / "evaluation.json", result.to_dict(), indent=2)
+        write_json(flags.out / "evaluation.json", document, indent=2)
         report = resolve("pelagia.report.assessment", purpose="write a report")
-        say(f"report: {report.write_maps(flags.out, result, subtitle=f'{source} on {truth}')}")
+        say(f"report: {report.write_maps(flags.out, result, sure, subtitle=f'{source} on {truth}')}")
     return 0
 
 

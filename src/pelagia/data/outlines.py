@@ -6,21 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pelagia.core.masks import polygon_area
 from pelagia.core.types import Float
 
 __all__ = ["bridge", "rings_area", "rings_bounds"]
 
 
 def rings_area(rings: Sequence[Float]) -> float:
-    """The sum over parts of the shoelace area; parts of one object do not overlap, and polygons of these formats have no holes.
-
-    Points count from the first of their ring, so that the edge that closes it adds nothing.
-    """
-    total = 0.0
-    for ring in rings:
-        x, y = (ring - ring[0]).T
-        total += abs(float(x[:-1] @ y[1:] - y[:-1] @ x[1:])) / 2
-    return total
+    """The sum over parts of the shoelace area; parts of one object do not overlap, and polygons of these formats have no
+    holes."""
+    return sum(polygon_area(ring) for ring in rings)
 
 
 def rings_bounds(rings: Sequence[Float]) -> Float:

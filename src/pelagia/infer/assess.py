@@ -3,6 +3,7 @@ be believed, and how another model compares on the same images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from pelagia.metrics.thresholds import ThresholdRule
 if TYPE_CHECKING:
     from pelagia.metrics.scaling import MapKind, ScoreMap
 
-__all__ = ["AssessOptions", "Assessment", "assess", "fit_calibration", "rule_thresholds"]
+__all__ = ["AssessOptions", "Assessment", "assess", "fit_calibration", "interval_dicts", "interval_lines", "rule_thresholds"]
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,10 @@ class Assessment:
             part = getattr(self, name)
             if part is not None:
                 found[name] = part.to_dict()
-        for name, fields in (("intervals", _INTERVAL), ("differences", _DIFFERENCE)):
-            rows = getattr(self, name)
-            if rows is not None:
-                found[name] = [
-                    {"class": key[0], "number": key[1], **{part: json_value(getattr(value, part)) for part in fields}}
-                    for key, value in rows.items()
-                ]
+        if self.intervals is not None:
+            found["intervals"] = interval_dicts(self.intervals)
+        if self.differences is not None:
+            found["differences"] = _dicts(self.differences, _DIFFERENCE)
         found["worst_images"] = [
             {"image": item.image, "correct": item.correct, "false": item.false, "missed": item.missed} for item in self.worst
         ]
@@ -104,8 +102,7 @@ class Assessment:
             if part is not None:
                 lines += ["", *part.lines()]
         if self.intervals is not None:
-            rows = [[_name(key), *map(number, (v.value, v.low, v.high))] for key, v in self.intervals.items() if not key[0]]
-            lines += ["", *text_table([["interval", "value", "low", "high"], *rows])]
+            lines += ["", *interval_lines(self.intervals)]
         if self.differences is not None:
             rows = [
                 [_name(key), *map(number, (v.first, v.second, v.value, v.low, v.high, v.p))]
@@ -114,6 +111,24 @@ class Assessment:
             ]
             lines += ["", *text_table([["comparison", "this", "other", "difference", "low", "high", "p"], *rows])]
         return lines
+
+
+def interval_dicts(found: Mapping[Key, Interval]) -> list[dict[str, Any]]:
+    """JSON values: one object per number."""
+    return _dicts(found, _INTERVAL)
+
+
+def interval_lines(found: Mapping[Key, Interval]) -> list[str]:
+    """The numbers of the whole as text."""
+    rows = [[_name(key), *map(number, (v.value, v.low, v.high))] for key, v in found.items() if not key[0]]
+    return text_table([["interval", "value", "low", "high"], *rows])
+
+
+def _dicts(found: Mapping[Key, Any], fields: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {"class": key[0], "number": key[1], **{name: json_value(getattr(value, name)) for name in fields}}
+        for key, value in found.items()
+    ]
 
 
 _INTERVAL = ("value", "low", "high", "error")

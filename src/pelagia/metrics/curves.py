@@ -5,6 +5,9 @@ Matching does not depend on how often an image counts, so it is done once; the c
 
 Average precision (Lin et al. 2014; `pycocotools.cocoeval`): per class, area range and IoU threshold, predictions of all images in
 descending score give a precision-recall curve; its upper envelope is read at 101 recalls and averaged.
+
+An image of weight 2 counts like two copies of it, except among predictions of one class with the same score in that image: their
+copies stay together, where those of two images would take turns.
 """
 
 from __future__ import annotations
@@ -79,6 +82,7 @@ class Walk(NamedTuple):
     def of(cls, ranking: Ranking, image: Int) -> Walk:
         """`image` [D] of each prediction."""
         order = ranking.order
+        assert len(ranking.inside) <= 8, "an area range is a bit"
         bits = np.zeros(len(order), dtype=np.uint8)
         for area, inside in enumerate(ranking.inside):
             bits |= inside.astype(np.uint8) << area

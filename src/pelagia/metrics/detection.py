@@ -144,7 +144,8 @@ class Evidence:
         return cut, cut
 
     def numbers(self, weights: Float | None = None) -> dict[str, Any]:
-        """The headline numbers, as fields of `DetectionResult`; `classes` [4, C] holds AP, AP50, AP@all and AR per class."""
+        """The headline numbers, as fields of `DetectionResult`; `classes` holds AP, AP50, AP@all,
+        AP50@all and AR, [C] each."""
         return _numbers(*self.curves(weights), self)
 
     @cached_property

@@ -155,7 +155,7 @@ def error_types(evidence: Evidence, *, foreground: float = 0.5, background: floa
         "false negative": replace(scored, total=np.bincount(truth.label[held & ~ignored], minlength=classes)),
     }
     class_gain = {name: _average(item, classes) - plain for name, item in mended.items()}
-    # A class that keeps no object after the oracle had nothing but misses: nothing is left to be wrong about.
+    # A class of which an oracle leaves no object cannot be wrong any more: it gains all that it lacks.
     class_gain = {name: np.where(np.isnan(values) & (total > 0), 1 - plain, values) for name, values in class_gain.items()}
     counts, sizes = {}, {}
     for code, name in enumerate(ERROR_TYPES):

@@ -276,16 +276,33 @@ def evaluate_semantic(
         EvaluationError: other numbers of maps, other sizes, or a label without category.
         OptionError: see `SemanticTally`.
     """
+    tally = tally_maps(truths, predictions, len(categories), ignore_index=ignore_index, boundary=boundary)
+    return tally.result(categories=categories)
+
+
+def tally_maps(
+    truths: Sequence[SemanticMap],
+    predictions: Sequence[SemanticMap],
+    classes: int,
+    *,
+    ignore_index: int = IGNORE_INDEX,
+    boundary: BoundaryOptions | None = DEFAULT_BOUNDARY,
+) -> SemanticTally:
+    """The sums that `evaluate_semantic` reads, image by image, so that images can be weighted.
+
+    Raises:
+        EvaluationError, OptionError: see `evaluate_semantic`.
+    """
     if len(truths) != len(predictions):
         raise EvaluationError(f"{len(predictions)} predictions for {len(truths)} images; give one SemanticMap per image")
-    tally = SemanticTally(len(categories), ignore_index=ignore_index, boundary=boundary)
+    tally = SemanticTally(classes, ignore_index=ignore_index, boundary=boundary)
     for position, (truth, predicted) in enumerate(zip(truths, predictions, strict=True)):
         where = f"image {position}"
         true_labels, labels = _labels(truth.labels, "truth", where), _labels(predicted.labels, "prediction", where)
         _check_sizes(true_labels, labels, where)
         shape = true_labels.shape[0], true_labels.shape[1]
-        tally_scan(_reader(true_labels), _reader(labels), shape, tally, _WINDOW, where=where)
-    return tally.result(categories=categories)
+        tally_scan(_reader(true_labels), _reader(labels), shape, tally, _WINDOW, image=position, where=where)
+    return tally
 
 
 def _reader(labels: NDArray[Any]) -> LabelReader:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,21 +32,16 @@ class ThresholdRule:
         Raises:
             OptionError: anything else.
         """
-        name, _, number = text.strip().lower().partition("=")
-        if name == "count" and not number:
+        words = text.strip().lower()
+        if words == "count":
             return cls("count", 0.0)
-        if name[:1] == "f" and not number:
-            name, number = "f", name[1:]
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if name == "f" and 0 < value < math.inf:
-            return cls("f", value)
-        if name == "precision" and 0 < value <= 1:
-            return cls("precision", value)
-        if name == "recall" and 0 < value <= 1:
-            return cls("recall", value)
+        found = re.fullmatch(r"(?:(f)|(precision|recall)=)(\d+(?:\.\d*)?|\.\d+)", words)
+        if found:
+            beta, aim, value = found[1], found[2], float(found[3])
+            if beta and value > 0:
+                return cls("f", value)
+            if aim and 0 < value <= 1:
+                return cls(aim, value)  # type: ignore[arg-type]  # the expression knows these two words only
         raise OptionError(f"a threshold is chosen by f1, f0.5, f2, precision=0.9, recall=0.9 or count, got {text!r}")
 
 

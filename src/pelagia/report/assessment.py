@@ -15,6 +15,7 @@ from pelagia.errors import ImageError
 from pelagia.infer.assess import Assessment
 from pelagia.infer.maps import MapScores
 from pelagia.infer.objects import instances_of
+from pelagia.metrics.bootstrap import Interval, Key
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.label_images import LabelImageResult
 from pelagia.metrics.semantic_result import SemanticResult
@@ -78,14 +79,16 @@ def write_evaluation(folder: Path, evidence: Evidence, assessment: Assessment, d
     return write_report(folder / "report.html", "Evaluation", sections, subtitle=subtitle)
 
 
-def write_maps(folder: Path, result: MapScores, *, subtitle: str = "") -> Path:
-    """Write report.html of a score of label images, semantic or panoptic maps; returns its path."""
+def write_maps(folder: Path, result: MapScores, sure: Mapping[Key, Interval] | None = None, *, subtitle: str = "") -> Path:
+    """Write report.html of a score of label images, semantic or panoptic maps, with intervals if given; returns its path."""
     rows = result.threshold_rows() if isinstance(result, LabelImageResult) else result.class_rows()
     caption = "By IoU threshold." if isinstance(result, LabelImageResult) else "Per class."
     plots = {}
     if isinstance(result, SemanticResult):
         plots["confusion"] = semantic_confusion(result, folder / "confusion.png")
     sections = table_sections("Accuracy", result.summary(), rows, plots, caption=caption)
+    if sure is not None:
+        sections += interval_sections(sure)
     return write_report(folder / "report.html", "Evaluation", sections, subtitle=subtitle)
 
 

@@ -20,8 +20,9 @@ from pelagia.core import oriented as core_oriented
 from pelagia.core.allocator import paused_collection
 from pelagia.core.files import read_json
 from pelagia.core.oriented import OrientedConvention
-from pelagia.core.types import Category, Float, Task
+from pelagia.core.types import Float, Task
 from pelagia.data.dataset import Dataset
+from pelagia.data.formats.coco_categories import list_of, read_categories
 from pelagia.data.formats.coco_columns import Columns, plain_columns
 from pelagia.data.formats.common import Collector, Place, ReadOptions, number, numbers
 from pelagia.data.formats.find import ImageFinder
@@ -29,7 +30,7 @@ from pelagia.data.formats.writing import CATEGORIES_FILE
 from pelagia.data.outlines import rings_area, rings_bounds
 from pelagia.errors import FormatError, OptionError, PelagiaError
 
-__all__ = ["ANGLES", "flip_partners", "read", "sniff"]
+__all__ = ["ANGLES", "read", "sniff"]
 
 #: Unit and direction of an angle in a file.
 ANGLES = ("rad-cw", "rad-ccw", "deg-cw", "deg-ccw")
@@ -132,7 +133,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
             document = read_json(file)
         if not isinstance(document, dict):
             raise FormatError("not a COCO file: expected a JSON object with images, annotations and categories", where=file)
-        categories = _categories(document, file)
+        categories = read_categories(document, file)
         if out is None:
             root = path if path.is_dir() else path.parent
             first, out = categories, Collector.of(root, "coco", categories, options.ignore_categories)
@@ -157,7 +158,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
 
 def _read_document(document: Mapping[str, Any], state: _State, options: ReadOptions) -> None:
     out, path = state.out, state.path
-    _read_images(_list(document, "images", path), state, options)
+    _read_images(list_of(document, "images", path), state, options)
     entries = document.get("annotations")
     if entries is None and "annotation" in document:
         entries = document["annotation"]
@@ -198,51 +199,6 @@ def _take_columns(columns: Columns, entries: list[dict[str, Any]], state: _State
     of_box &= columns.outline_areas < 0.95 * extent
     state.outlines += int(np.count_nonzero(present))
     state.box_areas += int(np.count_nonzero(present & of_box))
-
-
-def _list(document: Mapping[str, Any], key: str, path: Path) -> list[Any]:
-    value = document.get(key)
-    if not isinstance(value, list):
-        raise FormatError(f"the key {key!r} must hold a list", where=path)
-    return value
-
-
-def _categories(document: Mapping[str, Any], path: Path) -> list[Category]:
-    found: dict[int, Category] = {}
-    for position, entry in enumerate(_list(document, "categories", path)):
-        where = f"{path}: categories[{position}]"
-        if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
-            raise FormatError("a category needs id and name", where=where)
-        identity = int(number(entry["id"], "category id", where))
-        if identity in found:
-            raise FormatError(f"category id {identity} occurs twice ({found[identity].name!r}, {entry['name']!r})", where=where)
-        keypoints = tuple(str(name) for name in entry.get("keypoints") or ())
-        skeleton = []
-        for pair in entry.get("skeleton") or ():
-            first, second = numbers(pair, "skeleton pair", where).astype(int).tolist()
-            skeleton.append((first - 1, second - 1))
-        found[identity] = Category(
-            id=identity,
-            name=str(entry["name"]),
-            supercategory=str(entry.get("supercategory") or ""),
-            keypoints=keypoints,
-            skeleton=tuple(skeleton),
-            flip=flip_partners(keypoints),
-            is_thing=bool(entry.get("isthing", 1)),
-        )
-    return list(found.values())
-
-
-def flip_partners(names: tuple[str, ...]) -> tuple[int, ...]:
-    """For each point the point it becomes when the image is mirrored: `left_x` and `right_x` swap, others stay."""
-    place = {name: index for index, name in enumerate(names)}
-    swap = {"left": "right", "right": "left"}
-    partners = []
-    for index, name in enumerate(names):
-        words = name.replace("-", "_").split("_")
-        other = [swap.get(word, word) for word in words]
-        partners.append(place.get("_".join(other), place.get("-".join(other), index)))
-    return tuple(partners)
 
 
 def _read_images(entries: list[Any], state: _State, options: ReadOptions) -> None:

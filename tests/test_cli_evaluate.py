@@ -1,0 +1,274 @@
+"""`pelagia evaluate` in all its forms: what it prints, writes and stores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pelagia.cli import main as cli_main
+from pelagia.core.image import write
+from pelagia.core.types import Category, Instances, MaskCrop
+from pelagia.data.convert import convert
+from pelagia.data.dataset import Dataset
+from pelagia.errors import OptionError
+from pelagia.infer.predict import PredictOptions, predict_files, predict_image
+from pelagia.infer.runtimes import OnnxRuntime
+from pelagia.metrics.scaling import ScoreMap
+from tiny_onnx import tiny_card, write_tiny
+
+WIDTH, HEIGHT = 96, 64
+CLASSES = [Category(3, "red", supercategory="warm"), Category(7, "orange", supercategory="warm"), Category(9, "blue")]
+
+
+def run(*words: str | Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli_main.main([str(word) for word in words])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def drawn(seed: int) -> Instances:
+    rng = np.random.default_rng(seed)
+    corner, side = rng.integers(0, 40, (6, 2)), rng.integers(8, 24, (6, 2))
+    boxes = np.concatenate([corner, corner + side], axis=1).astype(np.float64)
+    crops = tuple(
+        MaskCrop(int(x), int(y), np.ones((int(h), int(w)), dtype=bool)) for (x, y), (w, h) in zip(corner, side, strict=True)
+    )
+    return Instances(labels=rng.integers(0, 3, 6), boxes=boxes, masks=crops)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """COCO labels with outlines of 8 images, and results that are nearly right, in four forms."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    items = []
+    for index in range(8):
+        write(folder / "images" / f"{index}.png", np.full((HEIGHT, WIDTH, 3), 90, dtype=np.uint8))
+        items.append((folder / "images" / f"{index}.png", (WIDTH, HEIGHT), drawn(index)))
+    data = Dataset.from_instances(CLASSES, items, task="instance")
+    convert(data, folder / "coco", "coco")
+    truth = json.loads(truth_file(folder).read_text())
+    rng = np.random.default_rng(5)
+    good, poor = [], []
+    for entry in truth["annotations"]:
+        x, y, w, h = entry["bbox"]
+        item = {"image_id": entry["image_id"], "category_id": entry["category_id"], "bbox": [x + 0.5, y, w, h]}
+        item["score"] = float(rng.uniform(0.6, 1))
+        good.append(item)
+        poor.append({**item, "bbox": [x + 3, y + 2, w, h], "score": float(rng.uniform(0.2, 1))})
+        poor.append({**item, "category_id": int(rng.choice([3, 7, 9])), "score": float(rng.uniform(0, 0.9))})
+    (folder / "good.json").write_text(json.dumps(good))
+    (folder / "poor.json").write_text(json.dumps(poor))
+    return folder
+
+
+def truth_file(place: Path) -> Path:
+    return next((place / "coco").rglob("*.json"))
+
+
+def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return content
+
+
+def test_a_report_tells_everything(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = run(
+        *("evaluate", place / "poor.json", truth_file(place), "--compare", "boxes", "--resamples", "30", "--out", tmp_path),
+        *("--against", place / "good.json"),
+    )
+    assert code == 0
+    output = capsys.readouterr()
+    for text in ("AP50", "What the lost AP50 goes to", "ECE", "interval", "difference", "anything"):
+        assert text in output.out
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert {
+        "errors",
+        "calibration",
+        "intervals",
+        "differences",
+        "hierarchy",
+        "worst_images",
+        "chosen_thresholds",
+    } <= content.keys()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"report.html", "reliability.png", "errors.png", "errors_by_size.png", "intervals.png", "counts.png", "worst"} <= names
+    page = (tmp_path / "report.html").read_text()
+    for title in ("Where AP is lost", "Images with most errors", "How sure the numbers are", "By taxonomy"):
+        assert title in page
+    assert len(list((tmp_path / "worst").iterdir())) == 8
+
+
+def test_the_better_of_two_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("evaluate", place / "poor.json", truth_file(place), "--compare", "boxes", "--json", "--resamples", "200")
+    assert run(*words, "--against", place / "good.json") == 0
+    rows = {(row["class"], row["number"]): row for row in document(capsys)["differences"]}
+    row = rows["", "AP"]
+    assert row["second"] - row["first"] == pytest.approx(row["value"])
+    assert 0 < row["low"] < row["value"] < row["high"]
+    assert row["p"] < 0.02
+    assert run(*words, "--against", place / "poor.json") == 0
+    row = {(row["class"], row["number"]): row for row in document(capsys)["differences"]}["", "AP"]
+    assert (row["value"], row["p"]) == (0.0, 1.0)
+
+
+def test_rules_cuts_and_thresholds(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("evaluate", place / "poor.json", truth_file(place), "--compare", "boxes")
+    assert run(*words, "--rules", "voc2007", "--max-dets", "1", "--max-dets", "7", "--iou", "0.5") == 0
+    text = capsys.readouterr().out
+    assert "VOC 2007" in text
+    assert "AR@7" in text
+    assert "AR@100" not in text
+    assert run(*words, "--json", "--threshold", "count") == 0
+    content = document(capsys)
+    by_count = content["chosen_thresholds"]
+    assert set(by_count) == {"red", "orange", "blue"}
+    assert run(*words, "--json", "--threshold", "precision=0.9") == 0
+    assert document(capsys)["chosen_thresholds"] != by_count
+    assert run(*words, "--threshold", "often") == 2
+    assert "f1, f0.5" in capsys.readouterr().err
+
+
+def test_a_tree_of_classes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tree.json").write_text(json.dumps({"red": "warm", "orange": "warm", "warm": "colour", "blue": "colour"}))
+    words = ("evaluate", place / "poor.json", truth_file(place), "--compare", "boxes", "--json")
+    assert run(*words, "--taxonomy", tmp_path / "tree.json") == 0
+    levels = document(capsys)["hierarchy"]["levels"]
+    assert [len(level["names"]) for level in levels] == [3, 2, 1, 1]
+    (tmp_path / "tree.json").write_text(json.dumps({"red": 3}))
+    assert run(*words, "--taxonomy", tmp_path / "tree.json") == 1
+    assert "name: parent" in capsys.readouterr().err
+
+
+def test_masks_are_compared_where_both_hold_them(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = json.loads(truth_file(place).read_text())
+    rows = [
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "segmentation": a["segmentation"],
+            "score": 0.5 + a["id"] / 1000,
+        }
+        for a in truth["annotations"]
+    ]
+    (tmp_path / "masks.json").write_text(json.dumps(rows))
+    assert run("evaluate", tmp_path / "masks.json", truth_file(place), "--json") == 0
+    content = document(capsys)
+    assert content["kind"] == "masks"
+    assert content["ap"] == pytest.approx(1.0)
+
+
+def test_degenerate_truth_counts_as_missed(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(truth_file(place).read_text())
+    for entry in content["annotations"]:
+        entry.pop("segmentation")
+    first = content["annotations"][0]
+    content["annotations"].append({**first, "id": 999, "bbox": [5, 5, 0, 9], "area": 0})
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    assert run("evaluate", place / "good.json", tmp_path / "truth.json", "--json") == 0
+    assert document(capsys)["truths"] == len(content["annotations"])
+
+
+def test_label_images(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("images", "masks", "found"):
+        (tmp_path / folder).mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        labels = np.zeros((40, 40), dtype=np.uint16)
+        for value in range(1, 5):
+            x, y = rng.integers(0, 32, 2)
+            labels[y : y + 8, x : x + 8] = value
+        Image.fromarray(np.zeros((40, 40), dtype=np.uint8)).save(tmp_path / "images" / f"{index}.png")
+        Image.fromarray(labels).save(tmp_path / "masks" / f"{index}.png")
+        Image.fromarray(np.roll(labels, 1, axis=1) if index else labels).save(tmp_path / "found" / f"{index}.png")
+    truth = tmp_path / "data"
+    truth.mkdir()
+    for folder in ("images", "masks"):
+        (tmp_path / folder).rename(truth / folder)
+    assert run("evaluate", tmp_path / "found", truth, "--json", "--resamples", "20", "--out", tmp_path / "out") == 0
+    content = document(capsys)
+    assert content["images"] == 4
+    assert 0.5 < content["pooled"]["f1"][0] <= 1
+    assert {row["number"] for row in content["intervals"]} >= {"mean accuracy"}
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert run("evaluate", tmp_path / "found", truth) == 0
+    assert "label images" in capsys.readouterr().out
+    assert run("evaluate", tmp_path / "found", truth, "--task", "semantic") == 1
+    assert "--task instance" in capsys.readouterr().err
+
+
+def test_semantic_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("data/images", "data/semantic", "found"):
+        (tmp_path / folder).mkdir(parents=True)
+    for index in range(3):
+        labels = (rng.random((6, 6)) < 0.5).astype(np.uint8).repeat(6, axis=0).repeat(6, axis=1)
+        wrong = labels.copy()
+        wrong[:3] = 1 - wrong[:3]
+        Image.fromarray(np.zeros((36, 36), dtype=np.uint8)).save(tmp_path / "data" / "images" / f"{index}.png")
+        Image.fromarray(labels).save(tmp_path / "data" / "semantic" / f"{index}.png")
+        Image.fromarray(wrong).save(tmp_path / "found" / f"{index}.png")
+    words = ("evaluate", tmp_path / "found", tmp_path / "data", "--task", "semantic", "--compare", "semantic")
+    assert run(*words, "--json", "--resamples", "20", "--out", tmp_path / "out") == 0
+    content = document(capsys)
+    assert content["pixel_accuracy"] == pytest.approx(33 / 36)
+    assert any(row["number"] == "mIoU" for row in content["intervals"])
+    assert {"report.html", "confusion.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def panoptic(folder: Path, name: str, shift: int) -> Path:
+    (folder / name).mkdir()
+    annotations = []
+    for index in range(3):
+        ids = np.zeros((30, 30), dtype=np.int64)
+        ids[:15] = 1
+        ids[18 + index : 28 + index, 5 + shift : 15 + shift] = 300
+        colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
+        Image.fromarray(colours).save(folder / name / f"{index}.png")
+        segments = [{"id": 1, "category_id": 5, "iscrowd": 0}, {"id": 300, "category_id": 2, "iscrowd": 0}]
+        annotations.append({"image_id": index, "file_name": f"{index}.png", "segments_info": segments})
+    content = {
+        "images": [{"id": index, "file_name": f"{index}.jpg", "width": 30, "height": 30} for index in range(3)],
+        "categories": [{"id": 2, "name": "fish", "isthing": 1}, {"id": 5, "name": "water", "isthing": 0}],
+        "annotations": annotations,
+    }
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder / f"{name}.json"
+
+
+def test_panoptic_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, found = panoptic(tmp_path, "truth", 0), panoptic(tmp_path, "found", 2)
+    assert run("evaluate", found, truth, "--resamples", "20", "--out", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    assert "PQ" in text
+    assert "interval" in text
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert run("evaluate", truth, truth, "--json") == 0
+    assert "1.0" in capsys.readouterr().out
+
+
+def test_calibrated_scores(tmp_path: Path) -> None:
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    image[8:16, 16:24, 0] = 140
+    write(tmp_path / "a.png", image)
+    fitted = ScoreMap("temperature", {"temperature": 4.0})
+    raw = OnnxRuntime(write_tiny(tmp_path / "raw.onnx"), threads=1)
+    card = replace(tiny_card(), calibration=fitted.to_dict())
+    mapped = OnnxRuntime(write_tiny(tmp_path / "mapped.onnx", card), threads=1)
+    plain, options = predict_image(raw, image), PredictOptions(calibrated=True)
+    assert plain.scores is not None
+    assert 0.5 < plain.scores[0] < 1
+    expected = fitted.apply(plain.scores)
+    assert expected[0] < plain.scores[0] - 0.05
+    np.testing.assert_allclose(predict_image(mapped, image, options).scores, expected)
+    found = next(predict_files(mapped, [tmp_path / "a.png"], options)).found
+    assert found is not None
+    np.testing.assert_allclose(found.scores, expected)
+    np.testing.assert_allclose(predict_image(mapped, image).scores, plain.scores)
+    with pytest.raises(OptionError, match="--save-calibration"):
+        predict_image(raw, image, options)

@@ -1,0 +1,78 @@
+"""A trained detector on tiles finds what it finds on the whole image: AP50 within 0.01, the count within 1 %."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pelagia.core.card import ModelCard
+from pelagia.core.types import Instances
+from pelagia.data.augment import AugmentOptions
+from pelagia.data.open import open_dataset
+from pelagia.data.synthetic import SurveyOptions, categories, draw_image, draw_survey
+from pelagia.infer.predict import PredictOptions, predict_image
+from pelagia.infer.runtimes import Runtime
+from pelagia.metrics import evaluate_detection
+from pelagia.models import checkpoint
+from pelagia.models.runtime import TorchRuntime
+from pelagia.train.loop import train
+from pelagia.train.options import TrainOptions
+
+SIDE, WIDTH, HEIGHT = 256, 1536, 1280
+
+
+class Whole:
+    """The same network with an input as large as the scan: it has no layer that minds."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.card: ModelCard = replace(runtime.card, input_size=(HEIGHT, WIDTH), manifest={})
+
+    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        return self._runtime.run(images)
+
+
+@pytest.mark.slow
+def test_tiles_equal_the_whole_for_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    survey = draw_survey(tmp_path / "survey", 150, 0, width=SIDE, height=SIDE)
+    options = TrainOptions(
+        model="yolo11n",
+        task="detect",
+        out=str(tmp_path / "run"),
+        epochs=16,
+        imgsz=SIDE,
+        seed=0,
+        val_fraction=0.1,
+        val_every=4,
+        augment=AugmentOptions(flip_ud=0.5, quarter_turn=0.5),
+    )
+    run = train(options, open_dataset(survey, task="detect"), quiet=True)
+    runtime = TorchRuntime(checkpoint.load(run.folder / "best.safetensors"))
+    truths, tiled, whole, counts = [], [], [], []
+    for seed in range(3):
+        drawing = draw_image(np.random.default_rng([9, seed]), WIDTH, HEIGHT)
+        truths.append(replace(drawing.truth, masks=None, oriented=None, keypoints=None))
+        weak = PredictOptions(score=0.01)
+        tiled.append(predict_image(runtime, drawing.image, replace(weak, tiling="always")))
+        whole.append(predict_image(Whole(runtime), drawing.image, replace(weak, tiling="never")))
+        counts.append([counting(runtime, item) for item in (tiled[-1], whole[-1])])
+    scores = [evaluate_detection(truths, found, categories(SurveyOptions())).ap50_all for found in (tiled, whole)]
+    total = np.sum(counts, axis=0)
+    with capsys.disabled():
+        sys.stdout.write(f"AP50 on tiles {scores[0]:.4f}, whole {scores[1]:.4f}; counted {total[0]} and {total[1]}\n")
+    assert scores[1] > 0.6
+    assert abs(scores[0] - scores[1]) <= 0.01
+    assert abs(total[0] - total[1]) <= 0.01 * total[1]
+
+
+def counting(runtime: Runtime, found: Instances) -> int:
+    """Objects above the thresholds of the model."""
+    least = np.array([runtime.card.thresholds.get(name, 0.25) for name in runtime.card.class_names])
+    assert found.scores is not None
+    return int(np.count_nonzero(found.scores >= least[found.labels]))
