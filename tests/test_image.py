@@ -194,6 +194,16 @@ def test_flipped_bytes_never_give_another_exception(
             function(path)
 
 
+def test_a_tiff_with_a_tag_of_several_values_is_broken(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    write(path, noise(16, 16, 3))
+    content = bytearray(path.read_bytes())
+    content[62] = 0  # the number of values of the photometric interpretation
+    path.write_bytes(bytes(content))
+    with pytest.raises(ImageError):
+        read(path)
+
+
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)

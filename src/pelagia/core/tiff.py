@@ -57,10 +57,10 @@ def open_page(path: Path) -> Iterator[TiffPage]:
             tag = page.tags.get(274)
             orientation = int(tag.value) if tag is not None else 1
             width, height = int(page.imagewidth), int(page.imagelength)
+            channels = _check(page, path)  # a broken tag may hold several values, or none
+            dtype = np.dtype(np.uint16 if page.bitspersample > 8 and page.photometric != _PALETTE else np.uint8)
         except BROKEN as error:
             raise ImageError(f"the first page of this TIFF is broken ({error}); save it again", where=path) from error
-        channels = _check(page, path)
-        dtype = np.dtype(np.uint16 if page.bitspersample > 8 and page.photometric != _PALETTE else np.uint8)
         yield TiffPage(path, page, width, height, orientation if 1 <= orientation <= 8 else 1, channels, dtype)
 
 
