@@ -163,6 +163,53 @@ def test_masks_are_compared_where_both_hold_them(place: Path, tmp_path: Path, ca
     assert content["ap"] == pytest.approx(1.0)
 
 
+def test_a_report_draws_masks(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = json.loads(truth_file(place).read_text())
+    rows = [
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "segmentation": [[2, 3, 20, 3, 20, 9, 2, 9]],  # a polygon: no run lengths over the whole image
+            "score": 0.9,
+        }
+        for a in truth["annotations"]
+    ]
+    (tmp_path / "masks.json").write_text(json.dumps(rows))
+    code = run("evaluate", tmp_path / "masks.json", truth_file(place), "--compare", "masks", "--out", tmp_path / "out")
+    assert code == 0, capsys.readouterr().err
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert list((tmp_path / "out" / "worst").iterdir())
+
+
+def test_the_rules_of_voc_honour_regions_to_ignore(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 90, "height": 90}],
+        "categories": [{"id": 1, "name": "fish"}, {"id": 2, "name": "DontCare"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 2, "bbox": [40, 40, 40, 40], "area": 1600, "iscrowd": 0},
+        ],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    rows = [
+        {"image_id": 1, "category_id": 1, "bbox": box, "score": score}
+        for box, score in (([5, 5, 20, 20], 0.5), ([45, 45, 20, 20], 0.9))
+    ]
+    (tmp_path / "found.json").write_text(json.dumps(rows))
+    assert run("evaluate", tmp_path / "found.json", tmp_path / "truth.json", "--rules", "voc2010", "--json") == 0
+    content = document(capsys)
+    assert content["voc"]["map"] == pytest.approx(1.0)
+    assert content["ap"] == pytest.approx(1.0)
+
+
+def test_what_cannot_be_compared_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = panoptic(tmp_path, "found", 2)
+    assert run("evaluate", found, found, "--against", place / "good.json") == 1
+    assert "--against" in capsys.readouterr().err
+    assert run("evaluate", found, found, "--rules", "dota") == 1
+    assert "--rules" in capsys.readouterr().err
+
+
 def test_degenerate_truth_counts_as_missed(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads(truth_file(place).read_text())
     for entry in content["annotations"]:

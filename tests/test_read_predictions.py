@@ -276,6 +276,80 @@ def test_what_does_not_fit_is_named(tmp_path: Path, row: dict[str, Any], error: 
         read_predictions.read_predictions(tmp_path / "p.json", dataset, "masks" if "segmentation" in row else "boxes")
 
 
+def write_boxes(folder: Path, truth: list[float], found: list[float], **more: Any) -> tuple[Path, Path]:
+    content = {
+        "images": [{"id": 7, "file_name": "7.png", "width": 400, "height": 300}],
+        "categories": [{"id": 2, "name": "c2"}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 2, "bbox": truth, "area": 500.0, "iscrowd": 0}],
+    }
+    (folder / "truth.json").write_text(json.dumps(content))
+    (folder / "found.json").write_text(json.dumps([{"image_id": 7, "category_id": 2, "bbox": found, "score": 0.5, **more}]))
+    return folder / "truth.json", folder / "found.json"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 3000), st.integers(1, 900), st.sampled_from([0.5, 0.6, 0.75, 0.8]), st.booleans())
+@example(101, 202, 0.5, True)
+def test_the_very_edge_of_a_threshold_is_that_of_pycocotools(
+    tmp_path_factory: pytest.TempPathFactory, corner: int, side: int, share: float, fast: bool
+) -> None:
+    x, w = corner / 10, side / 10
+    truth, found = write_boxes(tmp_path_factory.mktemp("edge"), [x, x / 3, w, w], [x, x / 3, w * share, w])
+    with pytest.MonkeyPatch.context() as patch:
+        if not fast:
+            patch.setattr(coco_results.ResultsFile, "columns", lambda *_: None)
+            patch.setattr("pelagia.data.formats.coco.plain_columns", lambda *_, **__: None)
+        stats = scored(truth, found, "boxes")
+    np.testing.assert_allclose(stats, reference(truth, found, "bbox"), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("angle", "value"), [("rad-cw", math.radians(30)), ("deg-ccw", -30.0), (None, math.radians(30))])
+def test_angles_are_read_as_stated(tmp_path: Path, angle: Any, value: float) -> None:
+    truth, found = write_boxes(tmp_path, [100, 100, 40, 10, value], [100, 100, 40, 10, value])
+    dataset = open_dataset(truth, angle=angle or "rad-cw")
+    objects = read_predictions.read_predictions(found, dataset, angle=angle).objects
+    assert gather_evidence(dataset, objects).result().ap == pytest.approx(1.0)
+    upright = read_predictions.read_predictions(found, dataset, "boxes", angle=angle).objects
+    assert gather_evidence(dataset, upright).result().ap == pytest.approx(1.0)
+
+
+def test_an_image_of_another_folder_is_another_image(tmp_path: Path) -> None:
+    truth, _ = write_boxes(tmp_path, [1, 2, 30, 40], [1, 2, 30, 40])
+    content = json.loads(truth.read_text())
+    content["images"][0]["file_name"] = "camA/0001.png"
+    truth.write_text(json.dumps(content))
+    entry = {"class": "c2", "score": 0.9, "box": [1, 2, 31, 42]}
+    images = [{"file": f"{folder}/0001.png", "objects": [entry]} for folder in ("camA", "camB")]
+    (tmp_path / "results.json").write_text(json.dumps({"images": images}))
+    found = read_predictions.read_predictions(tmp_path / "results.json", open_dataset(truth))
+    assert len(found.objects) == 1
+    assert found.unknown == ("camB/0001.png",)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_predictions_of_an_ignored_category_are_counted_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    truth, found = write_boxes(tmp_path, [1, 2, 30, 40], [1, 2, 30, 40])
+    content = json.loads(truth.read_text())
+    content["categories"].append({"id": 9, "name": "DontCare"})
+    truth.write_text(json.dumps(content))
+    rows = json.loads(found.read_text())
+    found.write_text(json.dumps([*rows, {**rows[0], "category_id": 9}]))
+    if not fast:
+        monkeypatch.setattr(coco_results.ResultsFile, "columns", lambda *_: None)
+    predictions = read_predictions.read_predictions(found, open_dataset(truth))
+    assert (len(predictions.objects), predictions.left_out) == (1, 1)
+
+
+def test_poses_of_two_lengths_are_refused(tmp_path: Path) -> None:
+    dataset = small(tmp_path)
+    rows = [{"image_id": 7, "category_id": 2, "score": 0.5, "keypoints": [1, 2, 2] * count} for count in (3, 4)]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    with pytest.raises(FormatError, match="3 and of 4 points"):
+        read_predictions.read_predictions(tmp_path / "p.json", dataset, "keypoints")
+
+
 def test_what_is_compared_follows_what_both_hold(tmp_path: Path) -> None:
     dataset = small(tmp_path)
     for fields, kind in ((("bbox",), "boxes"), (("bbox", "segmentation"), "masks"), (("keypoints",), "keypoints")):

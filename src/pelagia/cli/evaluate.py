@@ -12,6 +12,7 @@ from pelagia.cli.common import Json, print_json, say
 from pelagia.cli.datasets import NO_FLAGS, DataFlags
 from pelagia.core.files import read_json, write_json
 from pelagia.core.lazy import resolve
+from pelagia.core.oriented import OrientedConvention
 from pelagia.core.types import Instances, Task
 from pelagia.data.dataset import Dataset
 from pelagia.errors import OptionError
@@ -26,7 +27,7 @@ from pelagia.infer.assess import (
 )
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
-from pelagia.infer.objects import federated_labels
+from pelagia.infer.objects import federated_labels, truth_objects
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.sources import MapKind, is_predictions, map_kind
 from pelagia.metrics.bootstrap import Interval, Key
@@ -100,8 +101,8 @@ def evaluate(
 ) -> int:
     """Score a model, or predictions made by anything, against the truth.
 
-    Prints COCO's numbers, AP without the cut at 100 predictions per image, for each class AP and the chosen score, what kinds of
-    errors cost most, and how far scores can be believed.
+    Prints COCO's numbers, AP without the cut at 100 predictions per image, and for each class AP and the score of best F1; what
+    errors cost and how far scores can be believed with --errors, and in every report and JSON document.
 
     Args:
         source: A run folder, a checkpoint, an .onnx, a foreign .pt; or predictions: COCO results or the results.json of
@@ -111,6 +112,7 @@ def evaluate(
     """
     maps = map_kind(source, flags.compare)
     if maps is not None:
+        _refuse_flags(flags)
         return _evaluate_maps(Path(source), truth, maps, flags, data, telling, json)
     predictor = _load(source, flags)
     if predictor is None and (flags.save_thresholds or flags.save_calibration):
@@ -131,25 +133,28 @@ def evaluate(
         rules["iou_thresholds"] = flags.iou
     if flags.lvis:
         rules |= {"federated": federated_labels(truth, dataset), "per_image": 300, "max_dets": flags.max_dets or (300,)}
-    evidence, found = _evidence(begun or source, predictor, dataset, flags, options, rules, quiet=json)
+    asked: Kind | None = None if flags.compare == "auto" else flags.compare  # type: ignore[assignment]  # maps are dealt with
+    evidence, found = _evidence(begun or source, predictor, dataset, asked, options, rules, data, quiet=json)
     other = None
     if flags.against is not None:
-        other, _ = _evidence(flags.against, _load(flags.against, flags), dataset, flags, options, rules, quiet=json)
+        kind = evidence.comparison.truth.kind
+        other, _ = _evidence(flags.against, _load(flags.against, flags), dataset, kind, options, rules, data, quiet=json)
     tree = Taxonomy(_parents(flags.taxonomy)) if flags.taxonomy is not None else Taxonomy.of(dataset.categories)
     # A report and a JSON document tell everything; a table in the terminal what was asked for.
     whole = json or flags.out is not None
-    asked = replace(telling, errors=True) if whole else telling
+    told = replace(telling, errors=True) if whole else telling
     assessment = assess(
         evidence,
-        asked,
+        told,
         sizes=dataset.sizes if whole else None,
-        taxonomy=tree if tree.parents or flags.agnostic else None,
+        taxonomy=tree if flags.taxonomy or flags.agnostic or (tree.parents and whole) else None,
         against=other,
     )
     voc = None
     if flags.rules != "coco":
         year: Literal[2007, 2010] = 2010 if flags.rules == "voc2010" else 2007
-        voc = voc_objects(evidence.comparison.truth, evidence.comparison.predictions, dataset.categories, year=year)
+        truths = truth_objects(dataset, evidence.comparison.truth.kind)  # with the regions to ignore, which evidence has used up
+        voc = voc_objects(truths, evidence.comparison.predictions, dataset.categories, year=year)
     if json:
         print_json({**assessment.to_dict(curves=False), **({} if voc is None else {"voc": voc.to_dict()})})
     else:
@@ -159,6 +164,14 @@ def evaluate(
     if predictor is not None and found is not None:
         _store(predictor, dataset, found, flags, telling)
     return 0
+
+
+def _refuse_flags(flags: _Flags) -> None:
+    """Options that say nothing about maps are not passed over in silence."""
+    names = ("against", "rules", "max_dets", "iou", "lvis", "taxonomy", "agnostic", "save_thresholds", "save_calibration")
+    given = [name for name in names if getattr(flags, name) != getattr(_FLAGS, name)]
+    if given:
+        raise OptionError(f"--{given[0].replace('_', '-')} is for scores of objects, not of label, semantic or panoptic maps")
 
 
 def _load(source: str, flags: _Flags) -> Predictor | None:
@@ -181,9 +194,10 @@ def _evidence(
     source: str | ResultsFile,
     predictor: Predictor | None,
     dataset: Dataset,
-    flags: _Flags,
+    kind: Kind | None,
     options: EvaluateOptions,
     rules: dict[str, Any],
+    data: DataFlags,
     *,
     quiet: bool,
 ) -> tuple[Evidence, list[Instances] | None]:
@@ -191,11 +205,13 @@ def _evidence(
     if predictor is not None:
         found = predict_dataset(predictor.runtime, dataset, options, show=False if quiet else None)
         return gather_evidence(dataset, found, predictor.card.task, **rules), found
-    kind: Kind | None = None if flags.compare == "auto" else flags.compare  # type: ignore[assignment]
-    predictions = read_predictions(source, dataset, kind)
+    angle: OrientedConvention | None = data.angle  # type: ignore[assignment]  # the reader of the truth has checked it
+    predictions = read_predictions(source, dataset, kind, angle=angle)
     if predictions.unknown:
         count = len(predictions.unknown)
         say(f"left out: predictions for {count} images that the truth does not have, such as {predictions.unknown[0]}")
+    if predictions.left_out:
+        say(f"left out: {predictions.left_out} predictions of a category that marks regions to ignore")
     return gather_evidence(dataset, predictions.objects, **rules), None
 
 

@@ -114,6 +114,8 @@ class Annotations:
         ignored_as: [M], index into `Dataset.ignored`, the categories that mark regions to ignore; -1 for objects of a class.
         keypoints: [M, K, 3] x, y, v, or None.
         shapes: the outlines, or None.
+        extents: [M, 2] width and height as the source states them, where it states boxes so: x2 - x1 may differ from the width
+            in the last digit, and a score at the very edge of a threshold with it.
     """
 
     starts: Int
@@ -128,6 +130,7 @@ class Annotations:
     ignored_as: Int
     keypoints: Float | None = None
     shapes: Shapes | None = None
+    extents: Float | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -163,6 +166,7 @@ class Annotations:
             ignored_as=pick(self.ignored_as),
             keypoints=None if self.keypoints is None else pick(self.keypoints),
             shapes=None if self.shapes is None else self.shapes.select(rows),
+            extents=None if self.extents is None else pick(self.extents),
         )
 
 
@@ -179,6 +183,7 @@ class AnnotationBuilder:
     _ids: list[int] = field(default_factory=list)
     _ignored_as: dict[int, int] = field(default_factory=dict)
     _keypoints: dict[int, Float] = field(default_factory=dict)
+    _extents: dict[int, Sequence[float]] = field(default_factory=dict)
     _rings: dict[int, list[Float]] = field(default_factory=dict)
     _runs: dict[int, NDArray[np.uint32]] = field(default_factory=dict)
 
@@ -190,8 +195,9 @@ class AnnotationBuilder:
     def add(self, image: int, label: int, box: Sequence[float] | Float, *, id: int | None = None, **optional: Any) -> int:
         """Add an object of class `label` to image `image`; returns its row.
 
-        `optional` may hold `oriented` (5 numbers), `area`, `crowd`, `difficult`, `ignore`, `ignored_as`, `keypoints` [K, 3],
-        `rings` (a list of [P, 2]) and `runs` (uint32 run lengths); None and False mean absent. `id` defaults to the row plus 1.
+        `optional` may hold `oriented` (5 numbers), `area`, `extent` (width, height), `crowd`, `difficult`, `ignore`,
+        `ignored_as`, `keypoints` [K, 3], `rings` (a list of [P, 2]) and `runs` (uint32 run lengths); None and False mean absent.
+        `id` defaults to the row plus 1.
         """
         self._spill()
         row = len(self._labels)
@@ -207,6 +213,7 @@ class AnnotationBuilder:
             "area": self._areas,
             "ignored_as": self._ignored_as,
             "keypoints": self._keypoints,
+            "extent": self._extents,
             "rings": self._rings,
             "runs": self._runs,
         }
@@ -223,6 +230,7 @@ class AnnotationBuilder:
         labels: Int,
         boxes: Float,
         *,
+        extents: Float,
         ids: Int,
         areas: Float,
         crowd: Mask,
@@ -230,7 +238,7 @@ class AnnotationBuilder:
         runs: Mapping[int, NDArray[np.uint32]],
     ) -> None:
         """Add many objects at once, [M] each; `rings` and `runs` belong to rows of these arrays."""
-        columns = (images, labels, boxes, ids, areas, crowd, rings, runs)
+        columns = (images, labels, boxes, extents, ids, areas, crowd, rings, runs)
         if self._labels or self._columns is not None:
             self._spill()
             self._take_columns(*columns)
@@ -248,6 +256,7 @@ class AnnotationBuilder:
         images: Int,
         labels: Int,
         boxes: Float,
+        extents: Float,
         ids: Int,
         areas: Float,
         crowd: Mask,
@@ -258,6 +267,7 @@ class AnnotationBuilder:
         self._images += images.tolist()
         self._labels += labels.tolist()
         self._boxes += boxes.tolist()
+        self._extents.update(enumerate(extents.tolist(), start=first))
         self._ids += ids.tolist()
         self._areas.update(enumerate(areas.tolist(), start=first))
         self._flags["crowd"].update((first + np.flatnonzero(crowd)).tolist())
@@ -314,6 +324,7 @@ class AnnotationBuilder:
             ignored_as=ignored_as,
             keypoints=keypoints,
             shapes=_shapes(self._rings, self._runs, count),
+            extents=self._extent_column(boxes),
             **flags,
         )
         return unsorted._take(order, unsorted.starts)
@@ -321,7 +332,7 @@ class AnnotationBuilder:
     def _build_columns(self, images: int) -> Annotations:
         """What `build` gives for objects that all came through one `extend`."""
         assert self._columns is not None
-        image, labels, boxes, ids, areas, crowd, rings, runs = self._columns
+        image, labels, boxes, extents, ids, areas, crowd, rings, runs = self._columns
         none = np.zeros(len(labels), dtype=np.bool_)
         unsorted = Annotations(
             starts=_offsets(np.bincount(image, minlength=images)),
@@ -335,6 +346,7 @@ class AnnotationBuilder:
             ids=ids,
             ignored_as=np.full(len(labels), -1, dtype=np.int64),
             shapes=_shapes(rings, runs, len(labels)),
+            extents=extents,
         )
         return unsorted._take(np.argsort(image, kind="stable"), unsorted.starts)
 
@@ -359,6 +371,10 @@ class AnnotationBuilder:
             if row in self._rings:
                 column[row] = core_oriented.from_points(np.concatenate(self._rings[row]))
         return core_oriented.canonical(column)
+
+    def _extent_column(self, boxes: Float) -> Float | None:
+        column = self._column(self._extents, np.nan, (2,))
+        return None if column is None else np.where(np.isnan(column), boxes[:, 2:] - boxes[:, :2], column)
 
     def _keypoint_column(self, points: int) -> Float | None:
         if not self._keypoints:

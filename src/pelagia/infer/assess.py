@@ -13,7 +13,7 @@ from pelagia.core.lazy import resolve
 from pelagia.core.types import Float, Int
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.metrics.angles import AngleErrors, angle_errors
-from pelagia.metrics.bootstrap import Difference, Interval, Key, detection_statistic, intervals, paired_differences
+from pelagia.metrics.bootstrap import Difference, Interval, Key, detection_statistic, intervals, paired_differences, share_bounds
 from pelagia.metrics.calibration import DetectionCalibration, detection_calibration
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.error_types import ErrorBreakdown, ImageErrors, error_types, worst_images
@@ -165,6 +165,9 @@ def assess(
     differences = None
     resampling: dict[str, Any] = {"level": options.level, "seed": options.seed}
     if against is not None and statistic is not None:
+        if against.comparison.truth.kind != kind:
+            other_kind = against.comparison.truth.kind
+            raise EvaluationError(f"one is compared by {kind}, the other by {other_kind}; choose with --compare")
         if against.images != evidence.images or len(against.comparison.truth) != len(evidence.comparison.truth):
             raise EvaluationError("the two are scored on other images; compare models on the same data set and split")
         other = detection_statistic(against, rule_thresholds(against, options.threshold))
@@ -172,7 +175,7 @@ def assess(
         differences = paired_differences(statistic, other, evidence.images, resamples=many, **resampling)
     sure = None
     if options.resamples and statistic is not None:
-        sure = intervals(statistic, evidence.images, resamples=options.resamples, **resampling)
+        sure = intervals(statistic, evidence.images, resamples=options.resamples, bounds=share_bounds, **resampling)
     return Assessment(
         result=evidence.result(),
         errors=error_types(evidence) if options.errors and has_half and kind != "keypoints" else None,

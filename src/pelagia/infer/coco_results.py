@@ -59,7 +59,7 @@ class Columns:
 
 def kinds_of(path: Path) -> set[Kind]:
     """What the first prediction of a results file can be compared by; empty for another kind of file."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         with open(path, "rb") as stream:
             head = stream.read(1 << 22).decode("utf-8-sig", "ignore")
         start = head.index("{")

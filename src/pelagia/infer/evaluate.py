@@ -5,6 +5,7 @@ Training validates through the same function, so that a number seen while traini
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,7 +153,11 @@ def gather_file(predictions: str | Path, truth: str | Path | Dataset, kind: Kind
     if not isinstance(truth, Dataset):
         truth = open_dataset(truth, options=ReadOptions(keep_empty=True, find_images=False))
     truth = truth.in_order()
-    return gather_evidence(truth, read_predictions(started, truth, kind).objects, **rules)
+    found = read_predictions(started, truth, kind)
+    if found.unknown:
+        text = f"left out: predictions for {len(found.unknown)} images that the truth does not have, such as {found.unknown[0]}"
+        warnings.warn(text, stacklevel=3)
+    return gather_evidence(truth, found.objects, **rules)
 
 
 def choose_thresholds(

@@ -15,7 +15,7 @@ from pelagia.infer.map_predictions import read_label_predictions, read_semantic_
 from pelagia.infer.match_images import MapList
 from pelagia.infer.panoptic_files import pair_panoptic, read_panoptic
 from pelagia.infer.sources import MapKind
-from pelagia.metrics.bootstrap import Interval, Key, intervals
+from pelagia.metrics.bootstrap import Interval, Key, intervals, share_bounds
 from pelagia.metrics.label_images import LabelImageResult, evaluate_label_images
 from pelagia.metrics.panoptic import PanopticResult, PanopticTally
 from pelagia.metrics.semantic import tally_maps
@@ -45,7 +45,7 @@ class MapEvaluation:
         def statistic(weights: Float) -> dict[Key, float]:
             return {("", name): value for name, value in self.at(weights).summary()}
 
-        return intervals(statistic, self.images, resamples=resamples, level=level, seed=seed)
+        return intervals(statistic, self.images, resamples=resamples, level=level, seed=seed, bounds=share_bounds)
 
 
 def evaluate_maps(source: Path, truth: Path, kind: MapKind, open_truth: Callable[[Task], Dataset]) -> MapEvaluation:

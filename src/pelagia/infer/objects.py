@@ -46,6 +46,8 @@ def truth_objects(dataset: Dataset, kind: Kind) -> Objects:
         area, bounds = runs.areas_and_bounds()
     else:
         area = (bounds[:, 2] - bounds[:, 0]) * (bounds[:, 3] - bounds[:, 1])
+        if flat.extents is not None:
+            area = flat.extents[:, 0] * flat.extents[:, 1]
         if kind == "keypoints":
             if flat.keypoints is None and len(flat):
                 raise EvaluationError("the labels hold no keypoints to compare", where=dataset.root)
@@ -113,8 +115,8 @@ def federated_labels(path: str | Path, dataset: Dataset) -> Federated:
     for image in images:
         if isinstance(image, dict) and image.get("id") in rows:
             for name, flag in flags.items():
-                for value in image.get(name, []):
-                    if value not in labels:
+                for value in image.get(name) or []:
+                    if not isinstance(value, int) or value not in labels:
                         raise FormatError(f"{name} holds {value!r}, which is no category", where=f"{path}#{image['id']}")
                     flag[rows[image["id"]], labels[value]] = True
     return Federated(*flags.values())
@@ -128,10 +130,8 @@ def instances_of(objects: Objects, image: int, size: tuple[int, int]) -> Instanc
     if chosen.runs is not None:
         runs = chosen.runs
         width, height = size
-        masks = tuple(
-            core_masks.crop_from_rle(core_masks.RLE(height, width, runs.counts[runs.starts[i] : runs.starts[i + 1]]))
-            for i in range(len(chosen))
-        )
+        parts = [runs.counts[runs.starts[i] : runs.starts[i + 1]] for i in range(len(chosen))]
+        masks = tuple(core_masks.crop_from_rle(core_masks.RLE(height, width, _filled(part, width * height))) for part in parts)
     return Instances(
         labels=chosen.label,
         boxes=None if chosen.oriented is not None else chosen.bounds,
@@ -143,3 +143,10 @@ def instances_of(objects: Objects, image: int, size: tuple[int, int]) -> Instanc
         difficult=chosen.difficult,
         ignore=chosen.ignore,
     )
+
+
+def _filled(counts: NDArray[np.uint32], pixels: int) -> NDArray[np.uint32]:
+    """The run lengths with the background at the end that `Runs` may leave out."""
+    rest = pixels - int(counts.sum(dtype=np.int64))
+    ends_in_object = len(counts) % 2 == 0
+    return np.append(counts, [rest] if ends_in_object else [0, rest]).astype(np.uint32)

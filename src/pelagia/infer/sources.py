@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -35,9 +37,12 @@ def map_kind(source: str | Path, compare: str) -> MapKind | None:
     if compare != "auto":
         return None
     if path.suffix.lower() == ".json" and path.is_file():
-        with open(path, "rb") as stream:
-            head = stream.read(1 << 16)
-        return "panoptic" if b'"segments_info"' in head else None
+        with suppress(OSError, ValueError), open(path, "rb") as stream:  # an empty file cannot be mapped
+            if stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
+                return None  # a list: results of objects
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return "panoptic" if content.find(b'"segments_info"') >= 0 else None
+        return None
     if not path.is_dir() or _is_run(path) or is_predictions(path):
         return None
     pictures = any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir())

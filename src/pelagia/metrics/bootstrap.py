@@ -33,6 +33,7 @@ __all__ = [
     "image_weights",
     "intervals",
     "paired_differences",
+    "share_bounds",
 ]
 
 #: (class, number), such as ("copepod", "AP50"); the class is empty for numbers of the whole.
@@ -75,9 +76,18 @@ def image_weights(images: int, seed: int, resample: int) -> Float:
 
 
 def intervals(
-    statistic: Statistic, images: int, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    statistic: Statistic,
+    images: int,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    bounds: Callable[[Key], tuple[float, float]] | None = None,
 ) -> dict[Key, Interval]:
     """Every number of `statistic` with its interval.
+
+    Args:
+        bounds: what a number lies between whatever the images; the interval, being moved, is cut there.
 
     Raises:
         OptionError: a level outside 0 to 1 or fewer than 2 resamples.
@@ -88,6 +98,8 @@ def intervals(
     found = {}
     for column, key in enumerate(keys):
         low, high, error = _spread(sample[:, column], values[0][column], level)
+        if bounds is not None:
+            low, high = (float(np.clip(value, *bounds(key))) for value in (low, high))
         found[key] = Interval(values[0][column], low, high, error)
     return found
 
@@ -149,6 +161,11 @@ def _spread(sample: Float, value: float, level: float) -> tuple[float, float, fl
         return float("nan"), float("nan"), float("nan")
     low, high = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high), float(sample.std(ddof=1))
+
+
+def share_bounds(key: Key) -> tuple[float, float]:
+    """Of the numbers of this package: shares from 0 to 1, but for the ratio of counts."""
+    return (0.0, np.inf) if key[1] == "count ratio" else (0.0, 1.0)
 
 
 def detection_statistic(evidence: Evidence, thresholds: Mapping[str, float] | None = None) -> Statistic:

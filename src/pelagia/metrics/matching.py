@@ -59,9 +59,8 @@ class Comparison:
 class Federated:
     """What was looked for in labels that are not complete (Gupta, Dollár and Girshick, "LVIS", CVPR 2019).
 
-    A class is judged in an image only if it was looked for there: if it has an object, or is among the `negative`. Where not
-        every
-    object of a class was labelled, a prediction that finds none is not counted as false.
+    A class is judged in an image only if it was looked for there: if it has an object, or is among the `negative`. Where not all
+    objects of a class were labelled (`partial`), a prediction that finds none is not counted as false.
 
     Args:
         negative, partial: [N, C] flags by image and class.

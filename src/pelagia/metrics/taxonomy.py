@@ -153,6 +153,9 @@ def _level(evidence: Evidence, chains: Sequence[tuple[str, ...]], depth: int) ->
     def relabel(objects: Objects) -> Objects:
         return objects.replace(label=replaced[objects.label])
 
+    if list(names) == [category.name for category in evidence.categories]:
+        values = evidence.numbers()
+        return Level(depth, names, *(values[name] for name in _NUMBERS))
     old = evidence.comparison
     comparison = replace(old, truth=relabel(old.truth), predictions=relabel(old.predictions))
     ranking = rank_predictions(comparison, len(names), evidence.rules)

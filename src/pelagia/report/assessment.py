@@ -129,6 +129,8 @@ def _draw_worst(folder: Path, evidence: Evidence, assessment: Assessment, datase
         except ImageError:
             continue  # scores need no images; what is not there cannot be shown
         size = (pixels.shape[1], pixels.shape[0])
+        if tuple(dataset.sizes[item.image].tolist()) not in (size, (0, 0)):
+            continue  # labelled at another size: nothing would lie where it belongs
         sides = [(instances_of(missed, item.image, size), "missed "), (instances_of(false, item.image, size), "false ")]
         parts = [
             part.replace(scores=np.ones(len(part)), labels=part.labels + offset * len(names))

@@ -35,6 +35,9 @@ __all__ = ["ANGLES", "read", "sniff"]
 #: Unit and direction of an angle in a file.
 ANGLES = ("rad-cw", "rad-ccw", "deg-cw", "deg-ccw")
 
+#: What an array of ids holds; hashes used as ids may be larger.
+_LARGEST_ID = 2**63
+
 _SPLITS = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
 
 #: Words in a file's name that tell which task it serves.
@@ -185,6 +188,7 @@ def _take_columns(columns: Columns, entries: list[dict[str, Any]], state: _State
         columns.image,
         columns.label,
         columns.boxes,
+        extents=columns.extents,
         ids=columns.ids,
         areas=columns.areas,
         crowd=columns.crowd,
@@ -204,8 +208,8 @@ def _take_columns(columns: Columns, entries: list[dict[str, Any]], state: _State
 def _read_images(entries: list[Any], state: _State, options: ReadOptions) -> None:
     names = []
     for position, entry in enumerate(entries):
-        if not isinstance(entry, dict) or "id" not in entry:
-            raise FormatError("an image needs id and file_name", where=f"{state.path}: images[{position}]")
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str | float):
+            raise FormatError("an image needs id (a number or text) and file_name", where=f"{state.path}: images[{position}]")
         name = entry.get("file_name", entry.get("filename"))
         if not isinstance(name, str) or not name:
             raise FormatError("the image has no file_name", where=f"{state.path}#{entry['id']}")
@@ -227,10 +231,10 @@ def _read_images(entries: list[Any], state: _State, options: ReadOptions) -> Non
                 continue
             raise FormatError("two images have this id", where=str(where))
         size = _size(entry, file, name not in missing[-1:], state, where)
-        whole = isinstance(identity, int) and not isinstance(identity, bool)
+        whole = isinstance(identity, int) and not isinstance(identity, bool) and abs(identity) < _LARGEST_ID
         strange_ids += not whole
         state.rows[identity] = state.out.add_image(name, file, size, identity if whole else None)
-        membership = entry.get("split", [])
+        membership = entry.get("split") or []
         for split in [membership] if isinstance(membership, str) else membership:
             state.splits.setdefault(str(split), []).append(state.rows[identity])
     if strange_ids:
@@ -257,11 +261,12 @@ def _read_annotation(entry: Mapping[str, Any], position: int, state: _State) -> 
     out = state.out
     where = Place(state.path, id=entry.get("id", f"annotations[{position}]"))
     state.other_keys |= entry.keys() - _ANNOTATION_KEYS
-    image = state.rows.get(entry.get("image_id"))
+    stated, kind = entry.get("image_id"), entry.get("category_id")
+    image = state.rows.get(stated) if isinstance(stated, int | str | float) else None
     if image is None:
         out.note("error", "annotation.image", f"image_id {entry.get('image_id')!r} is no image; left out", where)
         return
-    if entry.get("category_id") not in state.labels:
+    if not isinstance(kind, int | str | float) or kind not in state.labels:
         out.note("error", "annotation.category", f"category_id {entry.get('category_id')!r} is no category; left out", where)
         return
     label = state.labels[entry["category_id"]]
@@ -289,6 +294,7 @@ def _read_annotation(entry: Mapping[str, Any], position: int, state: _State) -> 
         where,
         id=_identity(entry.get("id"), where, state),
         oriented=oriented,
+        extent=entry["bbox"][2:] if oriented is None and len(entry.get("bbox") or ()) == 4 else None,
         area=area,
         crowd=bool(entry.get("iscrowd", 0)),
         difficult=bool(entry.get("difficult", 0)),
@@ -302,7 +308,7 @@ def _read_annotation(entry: Mapping[str, Any], position: int, state: _State) -> 
 
 def _identity(value: Any, where: Place, state: _State) -> int:
     """The id, or a fresh one where it is missing, no whole number, or taken."""
-    usable = isinstance(value, int) and not isinstance(value, bool)
+    usable = isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_ID
     if not usable or value in state.ids:
         fresh = _fresh(state)
         if usable:

@@ -39,9 +39,9 @@ def read_categories(document: Mapping[str, Any], path: Path) -> list[Category]:
         identity = int(number(entry["id"], "category id", where))
         if identity in found:
             raise FormatError(f"category id {identity} occurs twice ({found[identity].name!r}, {entry['name']!r})", where=where)
-        keypoints = tuple(str(name) for name in entry.get("keypoints") or ())
+        keypoints = tuple(str(name) for name in _listed(entry, "keypoints", where))
         skeleton = []
-        for pair in entry.get("skeleton") or ():
+        for pair in _listed(entry, "skeleton", where):
             first, second = numbers(pair, "skeleton pair", where).astype(int).tolist()
             skeleton.append((first - 1, second - 1))
         found[identity] = Category(
@@ -54,6 +54,13 @@ def read_categories(document: Mapping[str, Any], path: Path) -> list[Category]:
             is_thing=bool(entry.get("isthing", 1)),
         )
     return list(found.values())
+
+
+def _listed(entry: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    value = entry.get(key) or []
+    if not isinstance(value, list):
+        raise FormatError(f"{key} of a category must be a list, got {str(value)[:40]!r}", where=where)
+    return value
 
 
 def flip_partners(names: tuple[str, ...]) -> tuple[int, ...]:

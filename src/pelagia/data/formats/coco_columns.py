@@ -30,6 +30,7 @@ class Columns:
     Args:
         image, label, ids: [M].
         boxes: [M, 4] x1, y1, x2, y2.
+        extents: [M, 2] width and height as stated.
         areas: [M] square pixels as stated.
         crowd: [M].
         rings: row -> its polygon rings.
@@ -41,6 +42,7 @@ class Columns:
     label: Int
     ids: Int
     boxes: Float
+    extents: Float
     areas: Float
     crowd: Mask
     rings: dict[int, list[Float]]
@@ -95,6 +97,7 @@ def _columns(
     stated = column("area")
     _plain(boxes.shape[1] == 4 and {*map(type, stated)} <= {int, float})
     areas = np.array(stated, dtype=np.float64)
+    extents = boxes[:, 2:].copy()
     boxes[:, 2:] += boxes[:, :2]
     width, height = sizes[image].T
     fine = np.isfinite(boxes).all(axis=1) & np.isfinite(areas)
@@ -112,7 +115,7 @@ def _columns(
     outline_areas = np.full(count, np.nan)
     rings = _polygons([outlines[row] for row in polygons], polygons, outline_areas)
     runs = _runs([outlines[row] for row in encoded], encoded, sizes[image[encoded]] if encoded else sizes[:0], outline_areas)
-    return Columns(image, label, ids, boxes, areas, crowd, rings, runs, outline_areas)
+    return Columns(image, label, ids, boxes, extents, areas, crowd, rings, runs, outline_areas)
 
 
 def _plain(condition: bool) -> None:
