@@ -105,8 +105,9 @@ class ImageErrors:
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
-    """Predictions by class and falling score, and the truth: all that AP needs."""
+    """Predictions by class and falling score (`order`: their indices), and the truth: all that AP needs."""
 
+    order: Int
     label: Int
     score: Float
     right: Mask
@@ -135,7 +136,7 @@ def error_types(evidence: Evidence, *, foreground: float = 0.5, background: floa
     false = np.flatnonzero(kept & ~right)
     total = np.bincount(truth.label[~ignored], minlength=classes)
     order = evidence.ranking.order
-    scored = _Scored(predictions.label[order], comparison.score[order], right[order], kept[order], total)
+    scored = _Scored(order, predictions.label[order], comparison.score[order], right[order], kept[order], total)
 
     held = np.zeros(len(truth), dtype=np.bool_)
     held[taken[right]] = True
@@ -223,7 +224,7 @@ def _best(rows: Any, columns: Any, values: Float, count: int) -> tuple[Float, In
 def _put_right(scored: _Scored, chosen: Mask, aim: Int, held: Mask, label: Int) -> _Scored:
     """The chosen predictions find their object, in descending score, each object once; the others of them are removed."""
     rows = np.flatnonzero(chosen)
-    rows = rows[np.argsort(-scored.score[rows], kind="stable")]
+    rows = rows[np.lexsort((scored.order[rows], -scored.score[rows]))]
     _, first = np.unique(aim[rows], return_index=True)
     winners = rows[first]
     winners = winners[~held[aim[winners]]]
@@ -233,8 +234,12 @@ def _put_right(scored: _Scored, chosen: Mask, aim: Int, held: Mask, label: Int) 
         return replace(scored, right=right, kept=kept)
     labels = scored.label.copy()
     labels[winners] = label[winners]
-    order, _ = ranks(labels, scored.score)
-    return replace(scored, label=labels[order], score=scored.score[order], right=right[order], kept=kept[order])
+    # Ranked anew from the order of the input, which breaks ties.
+    place = np.empty(len(labels), dtype=np.int64)
+    place[scored.order] = np.arange(len(labels))
+    order, _ = ranks(labels[place], scored.score[place])
+    row = place[order]
+    return _Scored(order, labels[row], scored.score[row], right[row], kept[row], scored.total)
 
 
 def _drop(scored: _Scored, chosen: Mask) -> _Scored:
