@@ -40,12 +40,12 @@ class Whole:
 
 @pytest.mark.slow
 def test_tiles_equal_the_whole_for_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    survey = draw_survey(tmp_path / "survey", 150, 0, width=SIDE, height=SIDE)
+    survey = draw_survey(tmp_path / "survey", 260, 0, width=SIDE, height=SIDE)
     options = TrainOptions(
         model="yolo11n",
         task="detect",
         out=str(tmp_path / "run"),
-        epochs=16,
+        epochs=24,
         imgsz=SIDE,
         seed=0,
         val_fraction=0.1,
