@@ -9,17 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import pelagia
+from pelagia.api import Predictor
 from pelagia.cli import main as cli_main
+from pelagia.cli.evaluate import _Flags, _store
 from pelagia.core.image import write
 from pelagia.core.types import Category, Instances, MaskCrop
 from pelagia.data.convert import convert
 from pelagia.data.dataset import Dataset
 from pelagia.errors import OptionError
+from pelagia.infer.assess import AssessOptions
 from pelagia.infer.predict import PredictOptions, predict_files, predict_image
 from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.metrics.scaling import ScoreMap
+from pelagia.models import checkpoint
 from tiny_onnx import tiny_card, write_tiny
 
 WIDTH, HEIGHT = 96, 64
@@ -319,3 +325,28 @@ def test_calibrated_scores(tmp_path: Path) -> None:
     np.testing.assert_allclose(predict_image(mapped, image).scores, plain.scores)
     with pytest.raises(OptionError, match="--save-calibration"):
         predict_image(raw, image, options)
+
+
+def test_thresholds_and_calibration_are_stored(tmp_path: Path) -> None:
+    model = pelagia.create_model("yolo11n", [category.name for category in CLASSES], input_size=64)
+    checkpoint.save(tmp_path / "m.safetensors", model, model.card)
+    items = [(tmp_path / f"{index}.png", (WIDTH, HEIGHT), drawn(index).replace(masks=None)) for index in range(20)]
+    data = Dataset.from_instances(CLASSES, items, task="detect")
+    rng, found = np.random.default_rng(0), []
+    for index in range(20):
+        truth = data.truth(index)
+        right = rng.random(len(truth)) < 0.7
+        scores = np.where(right, rng.uniform(0.3, 1, len(truth)), rng.uniform(0, 0.8, len(truth)))
+        found.append(truth.replace(boxes=truth.box_array + np.where(right, 0, 60)[:, None], scores=scores, areas=None))
+    predictor, before = pelagia.load(tmp_path / "m.safetensors"), checkpoint.read(tmp_path / "m.safetensors")[0]
+    flags = _Flags(save_thresholds=True, save_calibration="platt")
+    _store(predictor, data, found, flags, AssessOptions(threshold="count"))
+    tensors, card, _ = checkpoint.read(tmp_path / "m.safetensors")
+    assert set(card.thresholds) == {"red", "orange", "blue"}
+    fitted = ScoreMap.from_dict(card.calibration)
+    assert fitted.kind == "platt"
+    assert fitted.class_names == ("red", "orange", "blue")
+    assert all(torch.equal(tensors[name], before[name]) for name in before)
+    exported = OnnxRuntime(write_tiny(tmp_path / "m.onnx"), threads=1)
+    with pytest.raises(OptionError, match="safetensors"):
+        _store(Predictor(exported, tmp_path / "m.onnx"), data, found, flags, AssessOptions())

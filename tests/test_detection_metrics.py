@@ -106,6 +106,17 @@ def test_many_objects_equal_pycocotools() -> None:
     assert_equals_reference(truths, predictions, 1)
 
 
+@pytest.mark.slow
+def test_ten_thousand_objects_in_an_image_equal_pycocotools() -> None:
+    rng = np.random.default_rng(8)
+    corner = rng.integers(0, 5000, (10_000, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(5, 60, (10_000, 2))], axis=1).astype(np.float64)
+    truth = Instances(labels=rng.integers(0, 2, 10_000), boxes=boxes, crowd=rng.random(10_000) < 0.01)
+    scores = np.round(rng.random(10_000), 3)
+    found = Instances(labels=truth.labels, boxes=boxes + rng.integers(-4, 5, (10_000, 4)), scores=scores)
+    assert_equals_reference([truth], [found], 2)
+
+
 def test_uncapped_equals_pycocotools_with_a_high_cut() -> None:
     rng = np.random.default_rng(6)
     truths, predictions = draw(rng, images=2, classes=1, objects=200, found=500)
