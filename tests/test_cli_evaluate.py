@@ -214,6 +214,13 @@ def test_what_cannot_be_compared_is_refused(place: Path, tmp_path: Path, capsys:
     assert "--against" in capsys.readouterr().err
     assert run("evaluate", found, found, "--rules", "dota") == 1
     assert "--rules" in capsys.readouterr().err
+    assert run("evaluate", found, found, "--split", "val") == 1
+    assert "no splits" in capsys.readouterr().err
+    model = write_tiny(tmp_path / "m.onnx", tiny_card(categories=tuple(CLASSES[:2])))
+    assert run("evaluate", model, truth_file(place), "--compare", "masks") == 1
+    assert "cannot be compared as masks" in capsys.readouterr().err
+    assert run("evaluate", place / "good.json", truth_file(place), "--compare", "boxes", "--against", tmp_path / "none.json") == 1
+    assert "does not exist" in capsys.readouterr().err
 
 
 def test_degenerate_truth_counts_as_missed(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from pelagia.infer.assess import (
 )
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
-from pelagia.infer.objects import federated_labels, truth_objects
+from pelagia.infer.objects import KINDS, federated_labels, truth_objects
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.sources import MapKind, is_predictions, map_kind
 from pelagia.metrics.bootstrap import Interval, Key
@@ -112,7 +112,7 @@ def evaluate(
     """
     maps = map_kind(source, flags.compare)
     if maps is not None:
-        _refuse_flags(flags)
+        _refuse_flags(flags, maps)
         return _evaluate_maps(Path(source), truth, maps, flags, data, telling, json)
     predictor = _load(source, flags)
     if predictor is None and (flags.save_thresholds or flags.save_calibration):
@@ -166,8 +166,10 @@ def evaluate(
     return 0
 
 
-def _refuse_flags(flags: _Flags) -> None:
+def _refuse_flags(flags: _Flags, kind: MapKind) -> None:
     """Options that say nothing about maps are not passed over in silence."""
+    if kind == "panoptic" and flags.split:
+        raise OptionError("a panoptic file has no splits; name the file of the split")
     names = ("against", "rules", "max_dets", "iou", "lvis", "taxonomy", "agnostic", "save_thresholds", "save_calibration")
     given = [name for name in names if getattr(flags, name) != getattr(_FLAGS, name)]
     if given:
@@ -203,6 +205,9 @@ def _evidence(
 ) -> tuple[Evidence, list[Instances] | None]:
     """The evidence, and the predictions if a model made them."""
     if predictor is not None:
+        own = KINDS.get(predictor.card.task)
+        if kind is not None and kind != own:
+            raise OptionError(f"the model answers with {own}, which cannot be compared as {kind}", where=predictor.card.name)
         found = predict_dataset(predictor.runtime, dataset, options, show=False if quiet else None)
         return gather_evidence(dataset, found, predictor.card.task, **rules), found
     angle: OrientedConvention | None = data.angle  # type: ignore[assignment]  # the reader of the truth has checked it
