@@ -16,7 +16,7 @@ from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
 from pelagia.core.types import Float, Instances, Int, Mask, MaskCrop
 
-__all__ = ["AnnotationBuilder", "Annotations", "Shapes", "ranges"]
+__all__ = ["AnnotationBuilder", "Annotations", "Columns", "Shapes", "ranges"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -170,6 +170,31 @@ class Annotations:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """M objects of a source in columns, in any order of images; no class to ignore, no keypoints, no oriented boxes.
+
+    Args:
+        image, label, ids: [M].
+        boxes: [M, 4] x1, y1, x2, y2.
+        extents: [M, 2] width and height as stated.
+        areas: [M] square pixels as stated.
+        crowd: [M].
+        rings: row -> its polygon rings.
+        runs: row -> its run lengths.
+    """
+
+    image: Int
+    label: Int
+    ids: Int
+    boxes: Float
+    extents: Float
+    areas: Float
+    crowd: Mask
+    rings: Mapping[int, list[Float]]
+    runs: Mapping[int, NDArray[np.uint32]]
+
+
 @dataclass(slots=True)
 class AnnotationBuilder:
     """Collects objects in any order of images and makes `Annotations` of them."""
@@ -187,10 +212,10 @@ class AnnotationBuilder:
     _rings: dict[int, list[Float]] = field(default_factory=dict)
     _runs: dict[int, NDArray[np.uint32]] = field(default_factory=dict)
 
-    _columns: tuple[Any, ...] | None = None
+    _columns: Columns | None = None
 
     def __len__(self) -> int:
-        return len(self._labels) if self._columns is None else len(self._columns[1])
+        return len(self._labels) if self._columns is None else len(self._columns.label)
 
     def add(self, image: int, label: int, box: Sequence[float] | Float, *, id: int | None = None, **optional: Any) -> int:
         """Add an object of class `label` to image `image`; returns its row.
@@ -224,24 +249,11 @@ class AnnotationBuilder:
             self._flags["ignore"].add(row)
         return row
 
-    def extend(
-        self,
-        images: Int,
-        labels: Int,
-        boxes: Float,
-        *,
-        extents: Float,
-        ids: Int,
-        areas: Float,
-        crowd: Mask,
-        rings: Mapping[int, list[Float]],
-        runs: Mapping[int, NDArray[np.uint32]],
-    ) -> None:
-        """Add many objects at once, [M] each; `rings` and `runs` belong to rows of these arrays."""
-        columns = (images, labels, boxes, extents, ids, areas, crowd, rings, runs)
+    def extend(self, columns: Columns) -> None:
+        """Add many objects at once."""
         if self._labels or self._columns is not None:
             self._spill()
-            self._take_columns(*columns)
+            self._take_columns(columns)
         else:
             self._columns = columns
 
@@ -249,30 +261,19 @@ class AnnotationBuilder:
         """Columns that wait to be used as they are become rows like all others."""
         if self._columns is not None:
             columns, self._columns = self._columns, None
-            self._take_columns(*columns)
+            self._take_columns(columns)
 
-    def _take_columns(
-        self,
-        images: Int,
-        labels: Int,
-        boxes: Float,
-        extents: Float,
-        ids: Int,
-        areas: Float,
-        crowd: Mask,
-        rings: Mapping[int, list[Float]],
-        runs: Mapping[int, NDArray[np.uint32]],
-    ) -> None:
+    def _take_columns(self, columns: Columns) -> None:
         first = len(self._labels)
-        self._images += images.tolist()
-        self._labels += labels.tolist()
-        self._boxes += boxes.tolist()
-        self._extents.update(enumerate(extents.tolist(), start=first))
-        self._ids += ids.tolist()
-        self._areas.update(enumerate(areas.tolist(), start=first))
-        self._flags["crowd"].update((first + np.flatnonzero(crowd)).tolist())
-        self._rings.update((first + row, value) for row, value in rings.items())
-        self._runs.update((first + row, value) for row, value in runs.items())
+        self._images += columns.image.tolist()
+        self._labels += columns.label.tolist()
+        self._boxes += columns.boxes.tolist()
+        self._extents.update(enumerate(columns.extents.tolist(), start=first))
+        self._ids += columns.ids.tolist()
+        self._areas.update(enumerate(columns.areas.tolist(), start=first))
+        self._flags["crowd"].update((first + np.flatnonzero(columns.crowd)).tolist())
+        self._rings.update((first + row, value) for row, value in columns.rings.items())
+        self._runs.update((first + row, value) for row, value in columns.runs.items())
 
     def add_instances(self, image: int, found: Instances, width: int, height: int) -> None:
         """Add the objects of an `Instances` to image `image` of that size; masks are stored as runs."""
@@ -332,23 +333,24 @@ class AnnotationBuilder:
     def _build_columns(self, images: int) -> Annotations:
         """What `build` gives for objects that all came through one `extend`."""
         assert self._columns is not None
-        image, labels, boxes, extents, ids, areas, crowd, rings, runs = self._columns
-        none = np.zeros(len(labels), dtype=np.bool_)
+        columns = self._columns
+        count = len(columns.label)
+        none = np.zeros(count, dtype=np.bool_)
         unsorted = Annotations(
-            starts=_offsets(np.bincount(image, minlength=images)),
-            labels=labels,
-            boxes=boxes,
+            starts=_offsets(np.bincount(columns.image, minlength=images)),
+            labels=columns.label,
+            boxes=columns.boxes,
             oriented=None,
-            areas=areas,
-            crowd=crowd,
+            areas=columns.areas,
+            crowd=columns.crowd,
             difficult=none,
             ignore=none,
-            ids=ids,
-            ignored_as=np.full(len(labels), -1, dtype=np.int64),
-            shapes=_shapes(rings, runs, len(labels)),
-            extents=extents,
+            ids=columns.ids,
+            ignored_as=np.full(count, -1, dtype=np.int64),
+            shapes=_shapes(columns.rings, columns.runs, count),
+            extents=columns.extents,
         )
-        return unsorted._take(np.argsort(image, kind="stable"), unsorted.starts)
+        return unsorted._take(np.argsort(columns.image, kind="stable"), unsorted.starts)
 
     def _column(self, values: dict[int, Any], fill: float, shape: tuple[int, ...]) -> Float | None:
         if not values:

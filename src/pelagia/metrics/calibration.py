@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pelagia.core.types import Float, Int, Mask
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.metrics.outcomes import check_labels, check_outcomes, check_scores
-from pelagia.metrics.result import mean
+from pelagia.metrics.result import json_value, mean
 
 __all__ = [
     "CalibrationTally",
@@ -95,9 +95,9 @@ class Reliability:
             "edges": self.edges.tolist(),
             "count": self.count.tolist(),
             "weight": self.weight.tolist(),
-            "score": [_json(value) for value in self.score],
-            "accuracy": [_json(value) for value in self.accuracy],
-            **{name: _json(getattr(self, name)) for name in ("ece", "mce", "overconfidence")},
+            "score": [json_value(value) for value in self.score],
+            "accuracy": [json_value(value) for value in self.accuracy],
+            **{name: json_value(getattr(self, name)) for name in ("ece", "mce", "overconfidence")},
         }
 
 
@@ -182,7 +182,7 @@ class ClassificationCalibration:
         return {
             "top_label": self.top_label.to_dict(),
             "classes": [item.to_dict() for item in self.classes],
-            **{name: _json(getattr(self, name)) for name in ("ece", "classwise_ece", "brier", "nll")},
+            **{name: json_value(getattr(self, name)) for name in ("ece", "classwise_ece", "brier", "nll")},
         }
 
 
@@ -250,7 +250,7 @@ class DetectionCalibration:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; NaN becomes None."""
-        numbers = {name: _json(getattr(self, name)) for name in ("d_ece", "d_ece_position", "kept", "kept_position")}
+        numbers = {name: json_value(getattr(self, name)) for name in ("d_ece", "d_ece_position", "kept", "kept_position")}
         return {**numbers, "confidence": self.confidence.to_dict()}
 
 
@@ -427,7 +427,3 @@ def _reliability(edges: Float, count: Int, weight: Float, score: Float, right: F
     used = weight > 0
     means = [np.divide(total, weight, out=np.full(len(weight), np.nan), where=used) for total in (score, right)]
     return Reliability(edges, count, weight, *means)
-
-
-def _json(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -19,6 +19,7 @@ from pelagia.metrics.bootstrap import Interval, Key
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.label_images import LabelImageResult
 from pelagia.metrics.semantic_result import SemanticResult
+from pelagia.metrics.thresholds import ThresholdRule
 from pelagia.report.detection import detection_sections
 from pelagia.report.evaluation import (
     angle_sections,
@@ -28,6 +29,7 @@ from pelagia.report.evaluation import (
     interval_sections,
     table_sections,
     taxonomy_sections,
+    threshold_sections,
     worst_image_sections,
 )
 from pelagia.report.evaluation_plots import (
@@ -43,6 +45,9 @@ from pelagia.report.plots import counts_scatter, detection_plots
 
 __all__ = ["write_evaluation", "write_maps"]
 
+#: Rules whose thresholds stand side by side.
+_RULES = ("f1", "count", "precision=0.9", "recall=0.9")
+
 #: Worst images that are drawn.
 _DRAWN = 12
 
@@ -54,6 +59,7 @@ def write_evaluation(folder: Path, evidence: Evidence, assessment: Assessment, d
     sections.append(
         Gallery([Picture(_counts(folder, evidence, assessment), "Objects per image and class, predicted over true.")])
     )
+    sections += threshold_sections({rule: evidence.points(rule) for rule in map(ThresholdRule.parse, _RULES)})
     if assessment.errors is not None and assessment.result.truths:
         pictures = {
             "errors": error_bars(assessment.errors, folder / "errors.png"),
@@ -138,17 +144,11 @@ def _draw_worst(folder: Path, evidence: Evidence, assessment: Assessment, datase
         ]
         both = Instances.concatenate(parts) if sides[0][0].oriented is None else _oriented(parts)
         titles = [word + name for _, word in sides for name in names]
-        pictures[dataset.names[item.image]] = write_picture(
-            folder / "worst" / f"{len(pictures) + 1:02}.jpg", draw_instances(pixels, both, titles, scores=False)
-        )
+        path = folder / "worst" / f"{len(pictures) + 1:02}.jpg"
+        write(path, draw_instances(pixels, both, titles, scores=False))
+        pictures[dataset.names[item.image]] = path
     return pictures
 
 
 def _oriented(parts: list[Instances]) -> Instances:
     return Instances.concatenate([part.replace(boxes=None) for part in parts])
-
-
-def write_picture(path: Path, picture: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Path:
-    """Write a drawn picture; returns its path."""
-    write(path, picture)
-    return path

@@ -21,9 +21,10 @@ from pelagia.core.allocator import paused_collection
 from pelagia.core.files import read_json
 from pelagia.core.oriented import OrientedConvention
 from pelagia.core.types import Float, Task
+from pelagia.data.annotations import Columns
 from pelagia.data.dataset import Dataset
 from pelagia.data.formats.coco_categories import list_of, read_categories
-from pelagia.data.formats.coco_columns import Columns, plain_columns
+from pelagia.data.formats.coco_columns import plain_columns
 from pelagia.data.formats.common import Collector, Place, ReadOptions, number, numbers
 from pelagia.data.formats.find import ImageFinder
 from pelagia.data.formats.writing import CATEGORIES_FILE
@@ -173,34 +174,24 @@ def _read_document(document: Mapping[str, Any], state: _State, options: ReadOpti
             raise FormatError(f"annotations[{position}] must be an object", where=path)
         if "segments_info" in entry:
             raise FormatError("this is a panoptic COCO file, which is not read; open the boxes or the semantic masks", where=path)
-    columns = None if state.ids else plain_columns(entries, state.rows, state.labels, out.sizes, keep_empty=out.keep_empty)
-    if columns is not None:
-        _take_columns(columns, entries, state)
+    found = None if state.ids else plain_columns(entries, state.rows, state.labels, out.sizes, keep_empty=out.keep_empty)
+    if found is not None:
+        _take_columns(*found, entries, state)
     else:
         for position, entry in enumerate(entries):
             _read_annotation(entry, position, state)
     _closing_notes(state)
 
 
-def _take_columns(columns: Columns, entries: list[dict[str, Any]], state: _State) -> None:
+def _take_columns(columns: Columns, outline_areas: Float, entries: list[dict[str, Any]], state: _State) -> None:
     """Add annotations that need no closer look all at once; the same as `_read_annotation` one by one."""
-    state.out.builder.extend(
-        columns.image,
-        columns.label,
-        columns.boxes,
-        extents=columns.extents,
-        ids=columns.ids,
-        areas=columns.areas,
-        crowd=columns.crowd,
-        rings=columns.rings,
-        runs=columns.runs,
-    )
+    state.out.builder.extend(columns)
     state.ids.update(columns.ids.tolist())
     state.other_keys = set().union(*entries) - _ANNOTATION_KEYS
     extent = (columns.boxes[:, 2:] - columns.boxes[:, :2]).prod(axis=1)
-    present = ~np.isnan(columns.outline_areas)
+    present = ~np.isnan(outline_areas)
     of_box = np.abs(columns.areas - extent) <= 1e-3 * np.maximum(np.abs(columns.areas), extent)
-    of_box &= columns.outline_areas < 0.95 * extent
+    of_box &= outline_areas < 0.95 * extent
     state.outlines += int(np.count_nonzero(present))
     state.box_areas += int(np.count_nonzero(present & of_box))
 

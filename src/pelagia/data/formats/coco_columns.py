@@ -8,7 +8,6 @@ where each correction leaves a finding. Both ways give the same data set; a test
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -17,37 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core.masks import rle_from_strings
-from pelagia.core.types import Float, Int, Mask
+from pelagia.core.types import Float, Int
+from pelagia.data.annotations import Columns
 from pelagia.errors import LabelError
 
-__all__ = ["Columns", "plain_columns"]
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """M annotations.
-
-    Args:
-        image, label, ids: [M].
-        boxes: [M, 4] x1, y1, x2, y2.
-        extents: [M, 2] width and height as stated.
-        areas: [M] square pixels as stated.
-        crowd: [M].
-        rings: row -> its polygon rings.
-        runs: row -> its run lengths.
-        outline_areas: [M] square pixels inside the outline, NaN where there is none.
-    """
-
-    image: Int
-    label: Int
-    ids: Int
-    boxes: Float
-    extents: Float
-    areas: Float
-    crowd: Mask
-    rings: dict[int, list[Float]]
-    runs: dict[int, NDArray[np.uint32]]
-    outline_areas: Float
+__all__ = ["plain_columns"]
 
 
 class _OddError(Exception):
@@ -61,8 +34,9 @@ def plain_columns(
     sizes: Sequence[tuple[int, int]],
     *,
     keep_empty: bool = False,
-) -> Columns | None:
-    """The annotations in columns, or None where one of them needs a closer look.
+) -> tuple[Columns, Float] | None:
+    """The annotations in columns, and [M] the square pixels inside each outline (NaN without one); None where one of them needs a
+    closer look.
 
     Args:
         rows: image id -> index.
@@ -78,7 +52,7 @@ def plain_columns(
 
 def _columns(
     entries: Sequence[Mapping[str, Any]], rows: Mapping[Any, int], labels: Mapping[int, int], sizes: Int, keep_empty: bool
-) -> Columns:
+) -> tuple[Columns, Float]:
     count = len(entries)
     keys = set().union(*entries)
     for odd in keys & {"keypoints", "ignore", "difficult"}:
@@ -115,7 +89,7 @@ def _columns(
     outline_areas = np.full(count, np.nan)
     rings = _polygons([outlines[row] for row in polygons], polygons, outline_areas)
     runs = _runs([outlines[row] for row in encoded], encoded, sizes[image[encoded]] if encoded else sizes[:0], outline_areas)
-    return Columns(image, label, ids, boxes, extents, areas, crowd, rings, runs, outline_areas)
+    return Columns(image, label, ids, boxes, extents, areas, crowd, rings, runs), outline_areas
 
 
 def _plain(condition: bool) -> None:
