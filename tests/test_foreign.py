@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from pelagia.core.types import Category, Task
 from pelagia.errors import CheckpointError, UnsafeCheckpointError
 from pelagia.models import registry
-from pelagia.models.foreign import foreign_name, load_foreign
+from pelagia.models.foreign import load_foreign
+from pelagia.models.grids.ultralytics import foreign_name
 from pelagia.models.model import Model
 from pelagia.models.torchfile import Limits, Name, Record, read_torch_file
 

@@ -114,7 +114,7 @@ def train(model: str, data: str | Path | Dataset, *, val: str | Path | Dataset |
 
 
 def load(path: str | Path, *, device: str = "auto", threads: int = 0) -> Predictor:
-    """A model that predicts: a run folder, a checkpoint, an exported `.onnx`, or another project's `.pt`.
+    """A model that predicts: a run folder, a checkpoint, an exported `.onnx`, or another project's weights.
 
     Args:
         path: the file or folder.
@@ -133,12 +133,9 @@ def load(path: str | Path, *, device: str = "auto", threads: int = 0) -> Predict
         return Predictor(OnnxRuntime(path, threads=threads), path)
     if not path.is_file():
         raise CheckpointError("there is no such file or folder", where=path)
-    if path.suffix == ".safetensors":
-        model = resolve("pelagia.models.checkpoint", purpose="load a checkpoint").load(path)
-    elif path.suffix in (".pt", ".pth"):
-        model = resolve("pelagia.models.foreign", purpose="read another project's checkpoint").load_foreign(path)
-    else:
+    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
         raise CheckpointError("expected a run folder, a .safetensors checkpoint, an .onnx file or a foreign .pt", where=path)
+    model = resolve("pelagia.models.foreign", purpose="load a checkpoint").load_any(path)
     return Predictor(_torch_runtime(model, device, threads), path, model)
 
 

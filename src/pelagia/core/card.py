@@ -44,6 +44,8 @@ class ModelCard:
         categories: the classes, with the ids of the training data.
         input_size: height and width in pixels that the network sees.
         stride: input sides are multiples of it.
+        margin: pixels along each border of the input that are context only and get no answer; an image is fitted inside and
+            mirrored outwards (the overlap-tile strategy of the U-Net paper).
         options: the model's own options, as JSON values.
         normalisation: intensities -> network input.
         thresholds: per class name, the score from which an object counts (best F1 on validation); empty if not chosen.
@@ -60,6 +62,7 @@ class ModelCard:
     categories: tuple[Category, ...]
     input_size: tuple[int, int]
     stride: int = 32
+    margin: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     normalisation: Normalisation = field(default_factory=Normalisation)
     thresholds: dict[str, float] = field(default_factory=dict)

@@ -347,15 +347,21 @@ def _paste(image: NDArray[Any], at: tuple[int, int], shape: tuple[int, ...], fil
 
 
 def letterbox(
-    image: NDArray[_S], input_size: tuple[int, int], *, enlarge: bool = True, fill: int = 114
+    image: NDArray[_S], input_size: tuple[int, int], *, enlarge: bool = True, fill: int = 114, margin: int = 0
 ) -> tuple[NDArray[_S], Frame]:
     """The image fitted into `input_size` = (height, width), aspect kept, centred, padded with `fill`; and the way back.
 
-    It is `warp` with the inverse of `Frame.letterbox`.
+    It is `warp` with the inverse of `Frame.letterbox`. With a `margin` the image is fitted into what the margin leaves, and the
+    margin is filled by mirroring it.
     """
-    height, width = input_size
+    height, width = input_size[0] - 2 * margin, input_size[1] - 2 * margin
     frame = Frame.letterbox(image.shape[1], image.shape[0], width, height, enlarge=enlarge)
-    return warp(image, frame.inverse, (width, height), fill=fill), frame
+    fitted = warp(image, frame.inverse, (width, height), fill=fill)
+    if not margin:
+        return fitted, frame
+    mirrored = np.pad(fitted, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
+    back = frame.matrix @ np.array([[1.0, 0.0, -margin], [0.0, 1.0, -margin], [0.0, 0.0, 1.0]])
+    return mirrored, Frame(back, frame.width, frame.height)
 
 
 # Intensities

@@ -1,61 +1,10 @@
-"""Every model of the package, as the registry lists it; one paper, one call."""
+"""Every model of the package, as the registry lists it: importing this module registers all wings."""
 
 from __future__ import annotations
 
-from typing import Any
+from pelagia.models.grids import entries as grids
+from pelagia.models.pixels import entries as pixels
+from pelagia.models.queries import entries as queries
+from pelagia.models.regions import entries as regions
 
-from pelagia.models.registry import Entry, register
-
-__all__: list[str] = []
-
-# size -> depth, width, most channels, nested blocks everywhere; parameters; GFLOPs at 640 (oriented: 1024)
-# pixels, attention included
-_YOLO11: dict[str, tuple[dict[str, Any], dict[str, int], dict[str, float]]] = {
-    "n": (
-        {"depth": 0.5, "width": 0.25, "most_channels": 1024, "nested": False},
-        {"detect": 2_624_080, "oriented": 2_695_747},
-        {"detect": 6.5, "oriented": 17.6},
-    ),
-    "s": (
-        {"depth": 0.5, "width": 0.5, "most_channels": 1024, "nested": False},
-        {"detect": 9_458_752, "oriented": 9_744_931},
-        {"detect": 21.6, "oriented": 58.3},
-    ),
-    "m": (
-        {"depth": 0.5, "width": 1.0, "most_channels": 512, "nested": True},
-        {"detect": 20_114_688, "oriented": 20_963_523},
-        {"detect": 68.1, "oriented": 184.3},
-    ),
-    "l": (
-        {"depth": 1.0, "width": 1.0, "most_channels": 512, "nested": True},
-        {"detect": 25_372_160, "oriented": 26_220_995},
-        {"detect": 87.2, "oriented": 233.5},
-    ),
-    "x": (
-        {"depth": 1.0, "width": 1.5, "most_channels": 512, "nested": True},
-        {"detect": 56_966_176, "oriented": 58_875_331},
-        {"detect": 195.3, "oriented": 522.6},
-    ),
-}
-
-register(
-    *(
-        Entry(
-            name=f"yolo11{size}",
-            builder="pelagia.models.grids.yolo11:YOLO11",
-            options="pelagia.models.grids.yolo11:Options",
-            tasks=("detect", "oriented"),
-            title="YOLO11 (no paper; overview: arXiv:2410.17725)",
-            authors="Jocher and Qiu",
-            year=2024,
-            url="https://docs.ultralytics.com/models/yolo11/",
-            defaults=defaults,
-            tiny={"depth": 0.5, "width": 0.125, "most_channels": 256, "nested": defaults["nested"]},
-            parameters=parameters,
-            gflops=gflops,
-            input_size={"detect": 640, "oriented": 1024},
-            weights_licence="AGPL-3.0",
-        )
-        for size, (defaults, parameters, gflops) in _YOLO11.items()
-    )
-)
+__all__ = ["grids", "pixels", "queries", "regions"]

@@ -1,187 +1,77 @@
 """Checkpoints of other projects as models of this one.
 
-An Ultralytics `.pt` holds a pickled model object. `models.torchfile` reads it without running it; here the tensors are found in
-the tree of `_modules`, `_parameters` and `_buffers`, renamed, and put into the YOLO11 whose names and shapes they fit. Weights
-that Ultralytics publishes are under AGPL-3.0, which the card records; this package never ships or fetches them.
+Each family of files has a module with two functions: `recognises(content)`, and `load(content, path)` that renames tensors, finds
+the model whose names and shapes they fit, and writes its card. A pickled file is read by `models.torchfile`, which executes
+nothing in it. Weights keep their licence, which the card records; this package ships none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
 
-from pelagia.core.card import ModelCard
-from pelagia.core.types import Category, Task
 from pelagia.errors import CheckpointError
-from pelagia.models.checkpoint import build
+from pelagia.models import checkpoint
+from pelagia.models.grids import ultralytics
 from pelagia.models.model import Model
-from pelagia.models.registry import create, entries
-from pelagia.models.torchfile import Record, read_torch_file
+from pelagia.models.torchfile import read_torch_file
 
-__all__ = ["foreign_name", "load_foreign"]
+__all__ = ["load_any", "load_foreign"]
 
-#: Position of a part in the reference's list of layers.
-_LAYERS = {
-    "backbone.stem": 0,
-    "backbone.down2": 1,
-    "backbone.stage2": 2,
-    "backbone.down3": 3,
-    "backbone.stage3": 4,
-    "backbone.down4": 5,
-    "backbone.stage4": 6,
-    "backbone.down5": 7,
-    "backbone.stage5": 8,
-    "pool": 9,
-    "attend": 10,
-    "neck.top4": 13,
-    "neck.top3": 16,
-    "neck.down3": 17,
-    "neck.bottom4": 19,
-    "neck.down4": 20,
-    "neck.bottom5": 22,
-    "head": 23,
-}
-_WORDS = {
-    "norm": "bn",
-    "enter": "cv1",
-    "first": "cv1",
-    "second": "cv2",
-    "bypass": "cv2",
-    "blocks": "m",
-    "attention": "attn",
-    "position": "pe",
-    "project": "proj",
-    "feed": "ffn",
-    "sides": "cv2",
-    "classes": "cv3",
-    "angles": "cv4",
-}
-#: The reference's class branch nests its four convolutions two by two.
-_CLASS_BRANCH = {"0": "0.0", "1": "0.1", "2": "1.0", "3": "1.1", "4": "2"}
-#: The fixed weights 0 to 15 that turn a distribution into its mean: a parameter there, computed here.
-_PROJECTION = "model.23.dfl.conv.weight"
-_LICENCE = "AGPL-3.0"
-_MOST_TENSORS, _DEEPEST = 100_000, 64
+
+class _Family(Protocol):
+    """A module that knows one family of files."""
+
+    def recognises(self, content: Any) -> bool: ...
+    def load(self, content: Any, path: Path) -> Model: ...
+
+
+#: Asked in turn; the first that recognises a file loads it.
+_FAMILIES: tuple[_Family, ...] = (ultralytics,)
+_KNOWN = "YOLO11 of Ultralytics"
+
+
+def load_any(path: str | Path) -> Model:
+    """The model in a checkpoint of this package, or in a file of another project.
+
+    Raises:
+        UnsafeCheckpointError: a foreign file asks to call something that rebuilding tensors does not need.
+        CheckpointError: missing, broken, or of an unknown kind.
+    """
+    path = Path(path)
+    if path.suffix in (".pt", ".pth", ".bin") or (path.suffix == ".safetensors" and not _has_card(path)):
+        return load_foreign(path)
+    return checkpoint.load(path)
 
 
 def load_foreign(path: str | Path) -> Model:
-    """The YOLO11 in an Ultralytics `.pt`, tasks `detect` and `oriented`, in evaluation mode, float32.
-
-    The averaged weights (`ema`) are taken where the file has them. Class ids are the reference's class numbers.
+    """The model in a file of another project, in evaluation mode, float32: see the families above.
 
     Raises:
         UnsafeCheckpointError: the file asks to call something that rebuilding tensors does not need.
-        CheckpointError: it is no such file, or the weights fit none of the models.
+        CheckpointError: it is of no known family, or its weights fit none of the models.
     """
-    content = read_torch_file(path)
+    path = Path(path)
+    content = _safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+    for family in _FAMILIES:
+        if family.recognises(content):
+            return family.load(content, path)
     if not isinstance(content, dict):
         raise CheckpointError(f"expected a dictionary in the file, found a {type(content).__name__}", where=path)
-    holder = content.get("ema") or content.get("model") or content
-    tensors = _tensors(holder, path)
-    if not tensors:
-        raise CheckpointError("no weights found under `ema` or `model`; expected an Ultralytics checkpoint", where=path)
-    task: Task = "oriented" if "model.23.cv4.0.2.weight" in tensors else "detect"
-    classes = tensors.get("model.23.cv3.0.2.weight", torch.zeros(0)).shape[0]
-    card, renamed = _matching(tensors, task, classes, path)
-    state = holder.state if isinstance(holder, Record) else content
-    size = _input_size(state, content)
-    card = replace(
-        card,
-        categories=_categories(state.get("names"), classes),
-        input_size=(size, size),
-        licence=_licence(content),
-        source=f"Ultralytics checkpoint {Path(path).name}",
-    )
-    return build(renamed, card, where=path)
+    keys = ", ".join(map(str, list(content)[:5]))
+    raise CheckpointError(f"no weights found of a family that is known: {_KNOWN}; the file holds {keys}", where=path)
 
 
-def foreign_name(name: str) -> str:
-    """Name of a tensor of YOLO11 here -> its name in the reference's state dictionary."""
-    part = next(part for part in _LAYERS if name.startswith(part + "."))
-    words = name[len(part) + 1 :].split(".")
-    found: list[str] = []
-    for position, word in enumerate(words):
-        if word == "join":  # the last convolution: the third of a C3k, which lies in a list of blocks; the second elsewhere
-            found.append("cv3" if "blocks" in words[:position] else "cv2")
-        elif part == "head" and words[0] == "classes" and position == 2:
-            found.append(_CLASS_BRANCH[word])
-        else:
-            found.append(_WORDS.get(word, word))
-    return ".".join(["model", str(_LAYERS[part]), *found])
+def _has_card(path: Path) -> bool:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return checkpoint.CARD_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return True  # let the reader of checkpoints say what is wrong
 
 
-def _tensors(holder: Any, where: str | Path) -> dict[str, Tensor]:
-    """Tensors by dotted name: from a module tree, or from a plain state dictionary."""
-    if not isinstance(holder, Record):
-        if not isinstance(holder, Mapping):
-            return {}
-        return {str(name): value for name, value in holder.items() if isinstance(value, Tensor)}
-    found: dict[str, Tensor] = {}
-    waiting: list[tuple[str, Record, int]] = [("", holder, 0)]
-    visited = 0
-    while waiting:
-        prefix, record, depth = waiting.pop()
-        visited += 1
-        if visited > _MOST_TENSORS or len(found) > _MOST_TENSORS or depth > _DEEPEST:
-            raise CheckpointError("the tree of modules is too large or refers to itself", where=where)
-        for group in ("_parameters", "_buffers"):
-            for name, value in _mapping(record.state.get(group)).items():
-                if isinstance(value, Tensor):
-                    found[prefix + str(name)] = value
-        for name, value in _mapping(record.state.get("_modules")).items():
-            if isinstance(value, Record):
-                waiting.append((f"{prefix}{name}.", value, depth + 1))
-    return found
-
-
-def _mapping(value: Any) -> Mapping[Any, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _matching(tensors: dict[str, Tensor], task: Task, classes: int, where: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    """Card of the YOLO11 whose tensors have exactly these names and shapes, and the tensors under its names."""
-    projection = tensors.pop(_PROJECTION, None)
-    shapes = {name: value.shape for name, value in tensors.items()}
-    if classes and (projection is None or projection.flatten().tolist() == list(range(16))):
-        categories = _categories(None, classes)
-        for entry in entries(task):
-            if not entry.builder.endswith(":YOLO11"):
-                continue
-            with torch.device("meta"):
-                model = create(entry.name, categories, task)
-            expected = model.state_dict()
-            names = {name: foreign_name(name) for name in expected}
-            if {names[name]: value.shape for name, value in expected.items()} == shapes:
-                return model.card, {ours: tensors[theirs] for ours, theirs in names.items()}
-    raise CheckpointError(
-        f"its {len(tensors)} tensors fit no YOLO11 (n, s, m, l, x) for detection or oriented boxes; other models and tasks of "
-        "Ultralytics cannot be read",
-        where=where,
-    )
-
-
-def _categories(names: Any, count: int) -> tuple[Category, ...]:
-    found = dict(enumerate(names)) if isinstance(names, list | tuple) else _mapping(names)
-    return tuple(Category(index, str(found.get(index, f"class {index}"))) for index in range(count))
-
-
-def _licence(content: Mapping[Any, Any]) -> str:
-    """Ultralytics' licence unless the file states another: it claims the weights that its program trains as well."""
-    stated = content.get("license")
-    return stated[:200] if isinstance(stated, str) and stated and _LICENCE not in stated else _LICENCE
-
-
-def _input_size(state: Mapping[str, Any], content: Mapping[Any, Any]) -> int:
-    """The side that it was trained with, a multiple of 32; 640 where the file does not say."""
-    for holder in (content.get("train_args"), state.get("args")):
-        holder = holder.state if isinstance(holder, Record) else holder
-        size = _mapping(holder).get("imgsz")
-        size = max(size, default=0) if isinstance(size, list | tuple) and all(isinstance(v, int) for v in size) else size
-        if isinstance(size, int) and not isinstance(size, bool) and 32 <= size <= 16_384:
-            return -(-size // 32) * 32
-    return 640
+def _safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(str(path), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)

@@ -32,6 +32,7 @@ class Entry:
         options: `module:Class` of the options, a frozen dataclass.
         defaults: option values of this size.
         tiny: option values for tests, small enough for seconds on one core.
+        tiny_input: height and width of the input in tests.
         title: of the paper, or what else to cite.
         authors: first author and others.
         year: of publication.
@@ -53,6 +54,7 @@ class Entry:
     url: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    tiny_input: tuple[int, int] = (64, 96)
     parameters: Mapping[str, int] = field(default_factory=dict)
     gflops: Mapping[str, float] = field(default_factory=dict)
     input_size: Mapping[str, int] = field(default_factory=dict)

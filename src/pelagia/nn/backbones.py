@@ -13,49 +13,71 @@ __all__ = ["TimmBackbone"]
 
 
 class TimmBackbone(nn.Module):
-    """A timm network cut at strides 8, 16 and 32: images [B, 3, H, W] -> P3, P4, P5.
+    """A timm network cut where its stages end: images [B, 3, H, W] -> one map per stride, finest first.
 
     Built without pretrained weights, so that building never asks the network; `load_pretrained` fetches them.
+
+    Args:
+        name: of the network in timm.
+        strides: of the maps, among 2, 4, 8, 16, 32; None for all that the network has.
+        output_stride: 8 or 16 replaces later strides by dilation, as DeepLab does; the maps are then finer than `strides` say.
+        frozen_norm: batch norms become fixed scales and shifts, without parameters and without statistics to update.
+
+    Attributes:
+        channels: of the maps.
+        strides: of the maps, before `output_stride`.
 
     Raises:
         OptionError: timm does not know the name, or the network has no feature maps of these strides.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        strides: tuple[int, ...] | None = (8, 16, 32),
+        *,
+        output_stride: int = 32,
+        frozen_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.name = name
-        self.network = _build(name, pretrained=False)
-        self.channels: tuple[int, int, int] = _levels(self.network, name)
+        self.network, self.strides = _build(name, strides, output_stride)
+        if frozen_norm:
+            self.network = timm.layers.freeze_batch_norm_2d(self.network)
+        self.channels: tuple[int, ...] = tuple(int(count) for count in self.network.feature_info.channels())  # type: ignore[operator, union-attr]
+        if len(self.channels) != len(self.strides):
+            raise OptionError(f"timm:{name} gives {len(self.channels)} feature maps instead of {len(self.strides)}")
 
     def load_pretrained(self) -> str:
         """Fetch the pretrained weights through timm (network or its cache); returns the licence that timm states."""
-        self.network.load_state_dict(_build(self.name, pretrained=True).state_dict())
+        fetched, _ = _build(self.name, self.strides, 32, pretrained=True)
+        self.network.load_state_dict(fetched.state_dict(), strict=False)  # a frozen norm does not count its batches
         config = getattr(self.network, "pretrained_cfg", None) or {}
         return str(config.get("license") or "unknown")
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p3, p4, p5 = self.network(images)
-        return p3, p4, p5
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network(images))
 
 
-def _build(name: str, *, pretrained: bool) -> nn.Module:
+def _build(
+    name: str, strides: tuple[int, ...] | None, output_stride: int, *, pretrained: bool = False
+) -> tuple[nn.Module, tuple[int, ...]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # timm warns of renamed models; the name still resolves
             info = timm.create_model(name, features_only=True, pretrained=False).feature_info
-            wanted = [info.reduction().index(stride) for stride in (8, 16, 32)]
-            network: nn.Module = timm.create_model(name, features_only=True, pretrained=pretrained, out_indices=wanted)
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+            known = [int(value) for value in info.reduction()]
+            wanted = tuple(known) if strides is None else strides
+            indices = [known.index(stride) for stride in wanted]
+            dilated = {} if output_stride == 32 else {"output_stride": output_stride}
+            network: nn.Module = timm.create_model(
+                name, features_only=True, pretrained=pretrained, out_indices=indices, **dilated
+            )
+    except (RuntimeError, ValueError, KeyError, AttributeError, NotImplementedError, TypeError) as error:
+        *first, last = map(str, strides or ("any",))
+        needed = f"strides {', '.join(first)} and {last}" if first else f"stride {last}"
         raise OptionError(
-            f"timm:{name} cannot be a backbone ({error}); name a network with feature maps at strides 8, 16 and 32, "
+            f"timm:{name} cannot be a backbone ({error}); name a network with feature maps at {needed}, "
             "such as timm:resnet50 or timm:convnext_tiny"
         ) from error
-    return network
-
-
-def _levels(network: nn.Module, name: str) -> tuple[int, int, int]:
-    info = network.feature_info
-    channels = [int(count) for count in info.channels()]  # type: ignore[operator, union-attr]
-    if len(channels) != 3:
-        raise OptionError(f"timm:{name} gives {len(channels)} feature maps instead of three")
-    return channels[0], channels[1], channels[2]
+    return network, wanted

@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader
 
 from pelagia.core import masks as core_masks
 from pelagia.core.card import Normalisation
-from pelagia.core.types import Instances, Int
+from pelagia.core.types import Instances, Int, MaskCrop
 from pelagia.data.augment import AugmentOptions, Transform, augment, evaluation_sample, transformed_sample
 from pelagia.data.dataset import Dataset
 from pelagia.data.sample import Sample
 from pelagia.errors import DataError, ImageError, PelagiaError
-from pelagia.models.model import Targets
+from pelagia.models.targets import MaskCrops, Targets
 
 __all__ = ["Batch", "CachedDataset", "ImageCache", "Loader", "Maker", "Plan", "Slot", "collate", "measure_window", "to_network"]
 
@@ -234,7 +234,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
     oriented = [truth.oriented for truth in truths if truth.oriented is not None]
     keypoints = [truth.keypoints for truth in truths if truth.keypoints is not None]
-    crops = [crop for truth in truths for crop in truth.masks or ()]
     maps = [sample.semantic.labels for sample in samples if sample.semantic is not None]
     targets = Targets(
         batch=torch.arange(len(samples)).repeat_interleave(torch.tensor(counts)),
@@ -243,12 +242,25 @@ def collate(samples: Sequence[Sample]) -> Batch:
         size=len(samples),
         oriented=flat(oriented, torch.float32) if len(oriented) == len(truths) else None,
         keypoints=flat(keypoints, torch.float32) if len(keypoints) == len(truths) else None,
-        masks=torch.as_tensor(np.stack([core_masks.paste(crop, height, width) for crop in crops])) if crops else None,
+        masks=_pack([truth.masks for truth in truths if truth.masks is not None], len(truths), height, width),
         semantic=torch.as_tensor(np.stack(maps).astype(np.int64)) if len(maps) == len(truths) else None,
         # Crowds and ignore regions are not background, but no single object either.
         ignore=flat([truth.ignore | truth.crowd for truth in truths], torch.bool),
     )
     return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), targets, tuple(sample.name for sample in samples))
+
+
+def _pack(masks: Sequence[tuple[MaskCrop, ...]], samples: int, height: int, width: int) -> MaskCrops | None:
+    """The masks of all samples, cut at the border of the input; None unless every sample has masks."""
+    if len(masks) != samples:
+        return None
+    crops = [core_masks.clip(crop, width, height) for part in masks for crop in part]
+    shapes = np.array([crop.bitmap.shape for crop in crops], dtype=np.int64).reshape(-1, 2)
+    corner = np.array([(crop.x, crop.y) for crop in crops], dtype=np.int64).reshape(-1, 2)
+    corner[shapes.prod(axis=1) == 0] = 0  # nothing is left of it
+    bits = np.concatenate([np.zeros(0, dtype=np.bool_), *(crop.bitmap.ravel() for crop in crops)])
+    windows = np.concatenate([corner, corner + shapes[:, ::-1] * (shapes.prod(axis=1) > 0)[:, None]], axis=1)
+    return MaskCrops(torch.from_numpy(bits), torch.from_numpy(windows), height, width)
 
 
 def to_network(images: Tensor, normalisation: Normalisation, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:

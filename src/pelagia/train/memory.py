@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pelagia.errors import TrainingError
-from pelagia.models.model import Model, Targets
+from pelagia.models.model import Model
+from pelagia.models.targets import MaskCrops, Targets
 
 __all__ = ["available_bytes", "fitting_batch", "step_bytes"]
 
@@ -36,19 +37,27 @@ def available_bytes() -> int:
     return min(candidates)
 
 
-def _targets(size: int, side: int, device: torch.device, oriented: bool) -> Targets:
-    """Twenty boxes an image: more than most samples hold, so that assignment is not the part that was forgotten."""
+def _targets(model: Model, size: int, side: int, device: torch.device) -> Targets:
+    """Twenty objects an image: more than most samples hold, so that assignment is not the part that was forgotten."""
+    card = model.card
     count = 20 * size
     corner = torch.linspace(0, side / 2, count)
     boxes = torch.stack([corner, corner, corner + side / 4, corner + side / 3], dim=1)
     angles = torch.zeros(count, 1)
     rotated = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2], angles], dim=1)
+    windows = boxes.round().long()
+    bits = torch.ones(int((windows[:, 2:] - windows[:, :2]).prod(dim=1).sum()), dtype=torch.bool)
+    points = max(len(category.keypoints) for category in card.categories)
+    middle = torch.cat([rotated[:, :2], torch.full((count, 1), 2.0)], dim=1)
     return Targets(
         batch=torch.arange(size).repeat_interleave(20),
         labels=torch.zeros(count, dtype=torch.int64),
         boxes=boxes,
         size=size,
-        oriented=rotated if oriented else None,
+        oriented=rotated if card.task == "oriented" else None,
+        masks=MaskCrops(bits, windows, side, side) if card.task in ("instance", "panoptic") else None,
+        keypoints=middle[:, None].expand(count, points, 3) if card.task == "keypoints" else None,
+        semantic=torch.zeros(size, side, side, dtype=torch.int64) if card.task == "semantic" else None,
     ).to(device)
 
 
@@ -63,7 +72,7 @@ def _try(model: Model, batch: int, side: int, device: torch.device, amp: torch.d
 
     dtype = next(model.parameters()).dtype
     images = torch.zeros(batch, 3, side, side, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
-    targets = _targets(batch, side, device, model.card.task == "oriented")
+    targets = _targets(model, batch, side, device)
     with (
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         torch.autocast(device.type, dtype=amp, enabled=amp is not None),

@@ -23,8 +23,7 @@ from pelagia.data.dataset import Dataset
 from pelagia.data.split import read_splits, split
 from pelagia.errors import DataError, ImageError, OptionError, TrainingError
 from pelagia.infer.runtimes import cpu_count
-from pelagia.models import checkpoint
-from pelagia.models.foreign import load_foreign
+from pelagia.models.foreign import load_any
 from pelagia.models.model import Model
 from pelagia.models.registry import create
 from pelagia.train.data import measure_window
@@ -267,7 +266,7 @@ def _weights(path: Path) -> Model:
     """The model in a run folder, a checkpoint, or another project's file."""
     if path.is_dir():
         path = next((path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()), path)
-    return load_foreign(path) if path.suffix in (".pt", ".pth") else checkpoint.load(path)
+    return load_any(path)
 
 
 def describe(model: Model, frozen: Sequence[str]) -> str:

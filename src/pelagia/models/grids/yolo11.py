@@ -8,7 +8,7 @@ architectural enhancements", 2024, arXiv:2410.17725) and the names and shapes of
 
 A cell answers with class logits and with four distributions over the distances to the sides of the box, in strides; the oriented
 head adds an angle. `pelagia.decode.grids` states the outputs. Published weights: Ultralytics, AGPL-3.0
-(`models.foreign` reads them).
+(`models.grids.ultralytics` reads them).
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class YOLO11(Model):
         c = options.channels
         if options.backbone:
             self.backbone: nn.Module = TimmBackbone(options.backbone.removeprefix("timm:"))
-            channels: tuple[int, int, int] = self.backbone.channels
+            channels: tuple[int, ...] = self.backbone.channels
         else:
             self.backbone = Backbone(options)
             channels = self.backbone.channels

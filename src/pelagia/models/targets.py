@@ -1,0 +1,119 @@
+"""The truth of a batch as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["MaskCrops", "Targets"]
+
+#: Masks that `MaskCrops.shares` holds at full size at a time.
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class MaskCrops:
+    """M binary masks over images of one size, each stored within its own window: a crowded batch would not fit as M bitmaps.
+
+    Args:
+        bits: [sum of h w] bool, the windows row by row, one after another.
+        windows: [M, 4] int64, x1, y1, x2, y2 in whole pixels of the network's input, inside it; an empty mask has no area.
+        height: of the network's input.
+        width: of the network's input.
+    """
+
+    bits: Tensor
+    windows: Tensor
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MaskCrops:
+        """The same masks on another device."""
+        bits, windows = (value.to(device, non_blocking=non_blocking) for value in (self.bits, self.windows))
+        return MaskCrops(bits, windows, self.height, self.width)
+
+    @property
+    def areas(self) -> Tensor:
+        """[M] int64, pixels set."""
+        owner, _, _, set_ = self._pixels(torch.arange(len(self), device=self.bits.device))
+        return torch.bincount(owner, weights=set_.double(), minlength=len(self)).long()
+
+    def dense(self, rows: Tensor | None = None) -> Tensor:
+        """[K, H, W] bool, the masks `rows` [K] (indices, by default all) at the size of the network's input."""
+        rows = torch.arange(len(self), device=self.bits.device) if rows is None else rows
+        owner, y, x, set_ = self._pixels(rows)
+        found = torch.zeros(len(rows), self.height, self.width, dtype=torch.bool, device=self.bits.device)
+        found[owner, y, x] = set_
+        return found
+
+    def shares(self, stride: int, rows: Tensor | None = None) -> Tensor:
+        """[K, H / stride, W / stride] float32, the share of each stride x stride cell that a mask covers.
+
+        `height` and `width` must be multiples of `stride`.
+        """
+        rows = torch.arange(len(self), device=self.bits.device) if rows is None else rows
+        parts = [F.avg_pool2d(self.dense(part)[:, None].float(), stride)[:, 0] for part in torch.split(rows, _AT_ONCE)]
+        if not parts or not len(rows):
+            return torch.zeros(0, self.height // stride, self.width // stride, device=self.bits.device)
+        return torch.cat(parts)
+
+    def _pixels(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Position in `rows`, row, column and value of every pixel of the windows of `rows`."""
+        x1, y1, x2, y2 = self.windows.unbind(1)
+        sizes = (x2 - x1) * (y2 - y1)
+        starts = (sizes.cumsum(0) - sizes)[rows]
+        sizes = sizes[rows]
+        owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), sizes)
+        within = torch.arange(len(owner), device=rows.device) - (sizes.cumsum(0) - sizes)[owner]
+        across = (x2 - x1)[rows][owner]
+        down = torch.div(within, across, rounding_mode="floor")
+        return owner, y1[rows][owner] + down, x1[rows][owner] + within - down * across, self.bits[starts[owner] + within]
+
+
+@dataclass
+class Targets:
+    """The truth of a batch in network-input pixels, flat: M objects over B images.
+
+    Args:
+        batch: [M] int64, which image an object lies in; ascending.
+        labels: [M] int64, class indices.
+        boxes: [M, 4] float, x1, y1, x2, y2.
+        oriented: [M, 5] float, cx, cy, w, h, angle, or None.
+        masks: of the M objects, for the tasks `instance` and `panoptic` (there every segment of things and of stuff is an object,
+            at most one per stuff class and image), else None.
+        keypoints: [M, K, 3] float, x, y and 0 = not labelled, 1 = hidden, 2 = visible, or None.
+        semantic: [B, H, W] int64 with 255 = ignore, for the task `semantic`, or None.
+        ignore: [M] bool, regions where a model must neither be rewarded nor punished (crowd and ignore regions of the data).
+        size: B, the number of images (an image may have no object).
+    """
+
+    batch: Tensor
+    labels: Tensor
+    boxes: Tensor
+    size: int
+    oriented: Tensor | None = None
+    masks: MaskCrops | None = None
+    keypoints: Tensor | None = None
+    semantic: Tensor | None = None
+    ignore: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+
+    def __post_init__(self) -> None:
+        if len(self.ignore) != len(self.labels):
+            self.ignore = torch.zeros(len(self.labels), dtype=torch.bool, device=self.labels.device)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Targets:
+        """The same truth on another device."""
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in values.items()
+            if isinstance(value, Tensor | MaskCrops)
+        }
+        return Targets(**{**values, **moved})

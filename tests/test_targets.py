@@ -1,0 +1,58 @@
+"""The masks of a batch against bitmaps."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pelagia.core import masks as core_masks
+from pelagia.core.types import Instances, MaskCrop
+from pelagia.data.sample import Sample
+from pelagia.models.targets import MaskCrops
+from pelagia.train.data import collate
+
+
+def samples() -> list[Sample]:
+    """Two images of 24 x 16 with masks across the border, outside, empty and inside."""
+    rng = np.random.default_rng(0)
+    places = [[(-3, 2), (20, -2), (5, 5)], [(40, 40), (0, 0)]]
+    found = []
+    for index, corners in enumerate(places):
+        crops = tuple(MaskCrop(x, y, rng.random((7, 9)) < 0.6) for x, y in corners)
+        crops = (*crops, MaskCrop(3, 3, np.zeros((0, 0), dtype=np.bool_)))
+        boxes = np.array([[c.x, c.y, c.x + 9, c.y + 7] for c in crops], dtype=np.float64)
+        truth = Instances(np.zeros(len(crops), dtype=np.int64), boxes=boxes, masks=crops)
+        found.append(Sample(np.zeros((16, 24, 3), dtype=np.uint8), truth, str(index), index))
+    return found
+
+
+def bitmaps(items: list[Sample]) -> np.ndarray:
+    return np.stack([core_masks.paste(crop, 16, 24) for item in items for crop in item.truth.masks or ()])
+
+
+def test_masks_of_a_batch_are_those_of_the_samples() -> None:
+    items = samples()
+    masks = collate(items).targets.masks
+    assert masks is not None
+    expected = bitmaps(items)
+    np.testing.assert_array_equal(masks.dense().numpy(), expected)
+    rows = torch.tensor([4, 0, 0, 6])
+    np.testing.assert_array_equal(masks.dense(rows).numpy(), expected[rows.numpy()])
+    np.testing.assert_array_equal(masks.areas.numpy(), expected.sum((1, 2)))
+    np.testing.assert_array_equal(masks.to("cpu").dense().numpy(), expected)
+
+
+def test_shares_are_means_over_cells() -> None:
+    items = samples()
+    masks = collate(items).targets.masks
+    assert masks is not None
+    expected = bitmaps(items).reshape(-1, 4, 4, 6, 4).mean((2, 4))
+    np.testing.assert_allclose(masks.shares(4).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(masks.shares(4, torch.tensor([2])).numpy(), expected[2:3], atol=1e-6)
+
+
+def test_no_mask_at_all() -> None:
+    none = MaskCrops(torch.zeros(0, dtype=torch.bool), torch.zeros(0, 4, dtype=torch.int64), 16, 24)
+    assert none.dense().shape == (0, 16, 24)
+    assert none.shares(8).shape == (0, 2, 3)
+    assert len(none.areas) == 0
