@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 
 from pelagia.core.oriented import iou_aligned
 from pelagia.losses.boxes import angle_loss, distribution_focal, nearest_form
-from pelagia.losses.classify import binary_cross_entropy_sum
+from pelagia.losses.classify import binary_cross_entropy_sum, sigmoid_focal, softmax_focal
+from pelagia.losses.masks import dice
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(0, 10))
@@ -89,3 +91,58 @@ def test_angle_loss_turns_slender_boxes_and_leaves_squares() -> None:
     assert angle.grad is not None
     assert angle.grad[0] > 0
     assert angle.grad[2] == 0
+
+
+@given(seed=st.integers(0, 1000), gamma=st.sampled_from([0.0, 1.0, 2.0]), alpha=st.sampled_from([None, 0.25, 0.6]))
+@settings(deadline=None, max_examples=20)
+def test_sigmoid_focal_is_equation_5(seed: int, gamma: float, alpha: float | None) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, 5, dtype=torch.float64, generator=generator)
+    targets = torch.randint(0, 2, (2, 5), generator=generator)
+    expected = torch.zeros(2, 5, dtype=torch.float64)
+    for i in range(2):
+        for j in range(5):
+            p = 1 / (1 + math.exp(-logits[i, j].item()))
+            right = p if targets[i, j] else 1 - p
+            weight = 1.0 if alpha is None else alpha if targets[i, j] else 1 - alpha
+            expected[i, j] = -weight * (1 - right) ** gamma * math.log(right)
+    torch.testing.assert_close(sigmoid_focal(logits, targets, alpha=alpha, gamma=gamma), expected)
+
+
+@given(seed=st.integers(0, 1000), gamma=st.sampled_from([0.0, 1.0, 2.0]))
+@settings(deadline=None, max_examples=20)
+def test_softmax_focal_is_its_formula(seed: int, gamma: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, 4, 3, dtype=torch.float64, generator=generator)
+    labels = torch.randint(0, 4, (2, 3), generator=generator)
+    expected = torch.zeros(2, 3, dtype=torch.float64)
+    for i in range(2):
+        for j in range(3):
+            powers = [math.exp(value) for value in logits[i, :, j].tolist()]
+            p = powers[int(labels[i, j])] / sum(powers)
+            expected[i, j] = -((1 - p) ** gamma) * math.log(p)
+    torch.testing.assert_close(softmax_focal(logits, labels, gamma=gamma), expected)
+
+
+def test_focal_losses_stay_finite_at_the_ends() -> None:
+    logits = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
+    value = sigmoid_focal(logits, torch.tensor([[0, 1, 1]])).sum() + softmax_focal(logits, torch.tensor([1])).sum()
+    value = value + softmax_focal(logits, torch.tensor([0])).sum()
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+
+
+@given(seed=st.integers(0, 1000), smooth=st.sampled_from([0.5, 1.0]))
+@settings(deadline=None, max_examples=20)
+def test_dice_is_its_formula(seed: int, smooth: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.rand(3, 2, 4, dtype=torch.float64, generator=generator)
+    t = torch.randint(0, 2, (3, 2, 4), generator=generator).double()
+    t[2] = 0
+    for mask, value in enumerate(dice(p, t, smooth=smooth).tolist()):
+        both = sum(a * b for a, b in zip(p[mask].flatten().tolist(), t[mask].flatten().tolist(), strict=True))
+        either = p[mask].sum().item() + t[mask].sum().item()
+        assert value == pytest.approx(1 - (2 * both + smooth) / (either + smooth))
+    assert dice(torch.zeros(1, 5), torch.zeros(1, 5)).item() == 0
