@@ -108,4 +108,4 @@ def test_options_of_training_are_checked_before_anything_is_read(tmp_path: Path)
     with pytest.raises(OptionError, match="unknown option epoch"):
         pelagia.train("yolo11n", tmp_path, epoch=3)
     with pytest.raises(OptionError, match="imgsz"):
-        pelagia.train("yolo11n", tmp_path, imgsz=100)
+        pelagia.train("yolo11n", tmp_path, imgsz=10)

@@ -31,7 +31,7 @@ def model() -> Model:
 
 
 def test_decay_spares_biases_and_norms_and_every_parameter_is_in_one_group(model: Model) -> None:
-    groups = parameter_groups(model, ADAMW, 1.0)
+    groups = parameter_groups(model, ADAMW, {})
     named = dict(model.named_parameters())
     assert sorted(name for group in groups for name in group["names"]) == sorted(named)
     norms = {f"{name}.{p}" for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) for p in ("weight", "bias")}
@@ -43,16 +43,24 @@ def test_decay_spares_biases_and_norms_and_every_parameter_is_in_one_group(model
 
 
 def test_the_backbone_can_have_its_own_rate(model: Model) -> None:
-    groups = parameter_groups(model, ADAMW, 0.1)
+    groups = parameter_groups(model, ADAMW, {"backbone.": 0.1})
     for group in groups:
         assert all(name.startswith("backbone.") == (group["factor"] == 0.1) for name in group["names"])
     with pytest.raises(OptionError, match="--backbone-lr"):
-        parameter_groups(nn.Linear(2, 2), ADAMW, 0.1)
+        parameter_groups(nn.Linear(2, 2), ADAMW, {"backbone.": 0.1})
+
+
+def test_the_longest_prefix_sets_the_rate(model: Model) -> None:
+    factors = TrainOptions(backbone_lr=0.1, lr_factors=("backbone.stem=0.01", "head=2")).rate_factors()
+    found = {name: group["factor"] for group in parameter_groups(model, ADAMW, factors) for name in group["names"]}
+    for name, factor in found.items():
+        expected = 0.01 if name.startswith("backbone.stem") else 0.1 if name.startswith("backbone.") else 1.0
+        assert factor == (2.0 if name.startswith("head") else expected), name
 
 
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(OptionError, match="--freeze"):
-        parameter_groups(nn.Linear(2, 2).requires_grad_(False), ADAMW, 1.0)
+        parameter_groups(nn.Linear(2, 2).requires_grad_(False), ADAMW, {})
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

@@ -36,7 +36,11 @@ def test_json_round_trip() -> None:
     ("values", "hint"),
     [
         ({"epochs": 0}, "--epochs"),
-        ({"imgsz": 100}, "nearest is 96"),
+        ({"imgsz": 10}, "--imgsz"),
+        ({"lr_factors": ["backbone"]}, "NAME=VALUE"),
+        ({"lr_factors": ["backbone=fast"]}, "number"),
+        ({"lr_factors": ["backbone=-1"]}, "--lr-factors"),
+        ({"model_options": ["=3"]}, "NAME=VALUE"),
         ({"val_fraction": 0.95}, "--val-fraction"),
         ({"track": ("mlflow",)}, "tensorboard and wandb"),
         ({"optimizer": "adam"}, "--optimizer"),
@@ -50,6 +54,12 @@ def test_json_round_trip() -> None:
 def test_values_that_cannot_be_used_are_named(values: dict[str, object], hint: str) -> None:
     with pytest.raises(OptionError, match=hint):
         options_from_dict(values)
+
+
+def test_the_models_own_options_are_json_or_text() -> None:
+    options = TrainOptions(backbone="timm:resnet18", model_options=("queries=50", "loss=dice", "sizes=[[8],[16]]", "name=a=b"))
+    expected = {"queries": 50, "loss": "dice", "sizes": ((8,), (16,)), "name": "a=b"}
+    assert options.own_options() == {"backbone": "timm:resnet18", **expected}
 
 
 @pytest.mark.parametrize("values", [{"epoch": 3}, {"augment": {"mosaik": 1}}, {"augment": 3}])

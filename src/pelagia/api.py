@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pelagia.core.card import ModelCard
 from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan, open_scan
-from pelagia.core.types import Category, Instances, Task
+from pelagia.core.types import Category, Prediction, Task
 from pelagia.errors import CheckpointError, ExportError, OptionError
 from pelagia.infer.predict import FileResult, PredictOptions, predict_files, predict_image
 from pelagia.infer.runtimes import OnnxRuntime, Runtime
@@ -181,8 +181,9 @@ class Predictor:
         """What the model is."""
         return self.runtime.card
 
-    def predict(self, image: str | Path | NDArray[Any] | Scan, **options: Any) -> Instances:
-        """The objects of one image (a file, or an array [H, W], [H, W, 1] or [H, W, 3] RGB of uint8 or uint16), strongest first.
+    def predict(self, image: str | Path | NDArray[Any] | Scan, **options: Any) -> Prediction:
+        """What the model answers for one image (a file, or an array [H, W], [H, W, 1] or [H, W, 3] RGB of uint8 or uint16):
+        objects, strongest first, or a map of classes or of segments.
 
         Args:
             image: of any size; large ones are predicted in overlapping tiles.

@@ -25,7 +25,7 @@ from pelagia.data.open import open_dataset
 from pelagia.data.synthetic import SurveyOptions, categories, draw_image, draw_survey
 from pelagia.errors import OptionError
 from pelagia.infer.evaluate import EvaluateOptions, predict_dataset, score
-from pelagia.infer.predict import FileResult, PredictOptions, predict_image
+from pelagia.infer.predict import FileResult, PredictOptions, objects_of, predict_image
 from pelagia.infer.results import ResultWriter
 from pelagia.metrics.detection import evaluate_detection
 from pelagia.metrics.result import DetectionResult
@@ -162,7 +162,7 @@ def _draw_heldout(folder: Path, held: Dataset, predictor: Predictor) -> list[tup
     pictures = []
     for index in range(min(_PICTURES, len(held))):
         image = held.image(index)
-        found = predictor.predict(image)
+        found = objects_of(predictor.predict(image), predictor.card)
         path = folder / f"{Path(held.names[index]).stem}.png"
         write(path, draw_instances(image, found, predictor.card.class_names))
         pictures.append((path, f"{held.names[index]}: {len(found)} found, {len(held.truth(index))} there"))
@@ -176,10 +176,10 @@ def _count_scan(options: DemoOptions, out: Path, predictor: Predictor) -> _Count
     write(path, drawing.image)
     start = time.perf_counter()
     with open_scan(path) as scan:
-        found = predict_image(predictor.runtime, scan)
+        found = objects_of(predict_image(predictor.runtime, scan), predictor.card)
         seconds = time.perf_counter() - start
         # AP needs the weak predictions too; the counts above are those of the thresholds that validation chose.
-        weak = predict_image(predictor.runtime, scan, PredictOptions(score=0.01))
+        weak = objects_of(predict_image(predictor.runtime, scan, PredictOptions(score=0.01)), predictor.card)
     with ResultWriter(out / "scan-results", predictor.card, model="run") as writer:
         writer.add(FileResult(path, width, height, found, seconds=seconds), path.name)
     names = predictor.card.class_names

@@ -11,7 +11,7 @@ from pelagia.api import load
 from pelagia.cli.common import Json, print_json, say, table
 from pelagia.core.image import find_images
 from pelagia.errors import ImageError
-from pelagia.infer.predict import PredictOptions, predict_files
+from pelagia.infer.predict import PredictOptions, objects_of, predict_files
 from pelagia.infer.progress import bar
 from pelagia.infer.results import ResultWriter, count_classes, draw_result, image_dict, picture_names, relative_names
 
@@ -66,7 +66,8 @@ def predict(
             else:
                 if draw:
                     draw_result(result, out / "pictures" / picture, predictor.card)
-                totals = [sum(pair) for pair in zip(totals, count_classes(result.found, predictor.card), strict=True)]
+                objects = objects_of(result.found, predictor.card)
+                totals = [sum(pair) for pair in zip(totals, count_classes(objects, predictor.card), strict=True)]
     counts = dict(zip(predictor.card.class_names, totals, strict=True))
     if json:
         print_json({"out": str(out), "counts": counts, "failed": broken, "images": found})

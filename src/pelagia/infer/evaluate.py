@@ -6,16 +6,16 @@ Training validates through the same function, so that a number seen while traini
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from pelagia.core.card import ModelCard
 from pelagia.core.nms import nms, nms_oriented
-from pelagia.core.types import Category, Instances, Int, Task
+from pelagia.core.types import IGNORE_INDEX, Category, Instances, Int, PanopticMap, Prediction, SemanticMap, Task
 from pelagia.data.dataset import Dataset
 from pelagia.data.formats.common import ReadOptions
 from pelagia.data.open import open_dataset
@@ -23,16 +23,20 @@ from pelagia.decode import DecodeOptions
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.objects import KINDS, predicted_objects, truth_objects
-from pelagia.infer.predict import PredictOptions, predict_batch, predict_image
+from pelagia.infer.predict import PredictOptions, objects_of, predict_batch, predict_image
 from pelagia.infer.progress import track
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.runtimes import Runtime
 from pelagia.metrics.detection import Evidence, gather
 from pelagia.metrics.objects import Kind, Objects
+from pelagia.metrics.panoptic import PanopticResult, PanopticTally
 from pelagia.metrics.result import DetectionResult
+from pelagia.metrics.semantic import SemanticTally
+from pelagia.metrics.semantic_result import SemanticResult
 
 __all__ = [
     "EvaluateOptions",
+    "Scores",
     "choose_thresholds",
     "counting_evidence",
     "evaluate",
@@ -41,8 +45,12 @@ __all__ = [
     "gather_file",
     "match_classes",
     "predict_dataset",
+    "predictions",
     "score",
+    "tally_maps",
 ]
+
+Scores: TypeAlias = DetectionResult | SemanticResult | PanopticResult
 
 #: Most predictions per image where nothing crowds: three times COCO's cap per class.
 _MOST = 300
@@ -80,20 +88,44 @@ class EvaluateOptions:
             raise OptionError(f"most must be 0 (no limit) or positive, got {self.most}")
 
 
-def evaluate(
-    runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None
-) -> DetectionResult:
+def evaluate(runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None) -> Scores:
     """Predict every image of `dataset` and score the predictions against its truth.
 
-    Classes are matched by name: a class that only the model knows does not count, a class that only the data know is never found.
+    Classes are matched by name: a class that only the model knows does not count (in a map it counts as no class), a class that
+    only the data know is never found.
 
     Args:
         show: a progress bar; None for one where standard error is a terminal.
 
     Raises:
-        EvaluationError: no image, no common class, or a task that has no score yet.
+        EvaluationError: no image, no common class, or truth that the task cannot be compared with.
     """
-    return score(dataset, predict_dataset(runtime, dataset, options, show=show), runtime.card.task)
+    if runtime.card.task in KINDS:
+        return score(dataset, predict_dataset(runtime, dataset, options, show=show), runtime.card.task)
+    tally = tally_maps(runtime, dataset, options, show=show)
+    return tally.result(categories=dataset.categories) if isinstance(tally, SemanticTally) else tally.result()
+
+
+def tally_maps(
+    runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None
+) -> SemanticTally | PanopticTally:
+    """The counts of every image behind the scores of a model that answers with maps, so that images can be weighted.
+
+    `dataset` must be of the model's task (`Dataset.with_task`).
+
+    Raises:
+        EvaluationError: see `evaluate`.
+    """
+    if len(dataset) == 0:
+        raise EvaluationError("there is no image to score", where=dataset.root)
+    if runtime.card.task == "panoptic":
+        raise EvaluationError("panoptic truth is not read yet", where=dataset.root)
+    semantic = SemanticTally(len(dataset.categories))
+    for index, found in enumerate(predictions(runtime, dataset, options, show=show)):
+        where = dataset.names[index]
+        if isinstance(found, SemanticMap):
+            semantic.add(dataset.semantic(index).labels, found.labels, image=index, where=where)
+    return semantic
 
 
 def score(dataset: Dataset, predictions: Sequence[Instances], task: Task | None = None) -> DetectionResult:
@@ -185,26 +217,40 @@ def _thin(found: Instances, nms_iou: float) -> Instances:
 def predict_dataset(
     runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None
 ) -> list[Instances]:
-    """One prediction per image of `dataset`, in pixels of the originals, with the labels of `dataset`.
+    """The objects in every image of `dataset`, in pixels of the originals, with the labels of `dataset`.
+
+    Raises:
+        EvaluationError: model and data have no class in common.
+        ModelError: the model answers with maps; see `predictions`.
+    """
+    return [objects_of(found, runtime.card) for found in predictions(runtime, dataset, options, show=show)]
+
+
+def predictions(
+    runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None
+) -> Iterator[Prediction]:
+    """What the model answers for every image of `dataset` in turn, in pixels of the originals, with the labels of `dataset`.
 
     Raises:
         EvaluationError: model and data have no class in common.
     """
     options = options or EvaluateOptions()
     labels = match_classes(runtime.card, dataset.categories)
-    decoding = DecodeOptions(
-        score=options.score, nms_iou=options.nms_iou, most=_most(dataset, options), multi_label=True, class_scores={}
+    # Curves want the weak answers too; a map of segments is one answer, made as for use.
+    counting = (
+        DecodeOptions()
+        if runtime.card.task == "panoptic"
+        else DecodeOptions(score=options.score, nms_iou=options.nms_iou, most=_most(dataset, options), multi_label=True)
     )
-    found: list[Instances] = []
     starts = range(0, len(dataset), options.batch)
     for start in track(starts, "evaluating", show=show):
         indices = range(start, min(start + options.batch, len(dataset)))
         if options.tiled:
             tiling = PredictOptions(batch=options.batch)
-            found += [predict_image(runtime, dataset.image(index), tiling, decoding=decoding) for index in indices]
+            found = [predict_image(runtime, dataset.image(index), tiling, decoding=counting) for index in indices]
         else:
-            found += predict_batch(runtime, [dataset.image(index) for index in indices], decoding)
-    return [_relabel(item, labels) for item in found]
+            found = predict_batch(runtime, [dataset.image(index) for index in indices], counting)
+        yield from (_relabel(item, labels) for item in found)
 
 
 def match_classes(card: ModelCard, categories: Sequence[Category]) -> Int:
@@ -230,9 +276,18 @@ def _most(dataset: Dataset, options: EvaluateOptions) -> int:
     return max(_MOST, 3 * int(objects.max(initial=0)))
 
 
-def _relabel(found: Instances, labels: Int) -> Instances:
-    changed = replace(found, labels=labels[found.labels])
-    return changed.select(changed.labels >= 0)
+def _relabel(found: Prediction, labels: Int) -> Prediction:
+    """The prediction with labels of the data; objects of other classes go, segments become void, pixels become no class."""
+    if isinstance(found, Instances):
+        changed = replace(found, labels=labels[found.labels])
+        return changed.select(changed.labels >= 0)
+    if isinstance(found, SemanticMap):
+        table = np.full(max(len(labels), IGNORE_INDEX) + 1, IGNORE_INDEX, dtype=found.labels.dtype)
+        table[: len(labels)] = np.where(labels >= 0, labels, IGNORE_INDEX)
+        return SemanticMap(table[found.labels])
+    segments = tuple(replace(item, label=int(labels[item.label])) for item in found.segments if labels[item.label] >= 0)
+    known = np.isin(found.ids, [item.id for item in segments])
+    return PanopticMap(np.where(known, found.ids, 0).astype(np.int32), segments)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ input size is the scale.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,13 +23,13 @@ from pelagia.core.frame import Frame
 from pelagia.core.image import image_size, letterbox, normalise, read, warp
 from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan, open_scan
-from pelagia.core.types import Instances
+from pelagia.core.types import Instances, Prediction, SemanticMap
 from pelagia.decode import DecodeOptions, decode
 from pelagia.errors import ImageError, ModelError, OptionError
 from pelagia.infer.runtimes import Runtime
-from pelagia.infer.tiles import Tile, join, lay_tiles
+from pelagia.infer.tiles import Tile, join, lay_tiles, owned
 
-__all__ = ["FileResult", "PredictOptions", "predict_batch", "predict_files", "predict_image"]
+__all__ = ["FileResult", "PredictOptions", "objects_of", "predict_batch", "predict_files", "predict_image"]
 
 #: An image is tiled when one of its sides is longer than this many tiles.
 TILE_FACTOR = 1.5
@@ -103,14 +104,26 @@ class FileResult:
     path: Path
     width: int = 0
     height: int = 0
-    found: Instances | None = None
+    found: Prediction | None = None
     error: str | None = None
     seconds: float = 0.0
 
 
-def predict_batch(runtime: Runtime, images: Sequence[NDArray[Any]], options: DecodeOptions) -> list[Instances]:
-    """Objects of each whole image, in its pixels; images [H, W, C] of any sizes, each fitted into the network's input."""
-    fitted = [letterbox(image, runtime.card.input_size) for image in images]
+def objects_of(found: Prediction, card: ModelCard) -> Instances:
+    """`found`, which must be objects.
+
+    Raises:
+        ModelError: the model answers with a map.
+    """
+    if not isinstance(found, Instances):
+        raise ModelError(f"the task {card.task!r} does not answer with objects", where=card.name)
+    return found
+
+
+def predict_batch(runtime: Runtime, images: Sequence[NDArray[Any]], options: DecodeOptions) -> list[Prediction]:
+    """What the model answers for each whole image, in its pixels; images [H, W, C] of any sizes, each fitted into the input."""
+    card = runtime.card
+    fitted = [letterbox(image, card.input_size, margin=card.margin) for image in images]
     return _run(runtime, [image for image, _ in fitted], [frame for _, frame in fitted], options)
 
 
@@ -120,8 +133,10 @@ def predict_image(
     options: PredictOptions | None = None,
     *,
     decoding: DecodeOptions | None = None,
-) -> Instances:
-    """Objects of one image [H, W, C] or [H, W] or one scan, strongest first, in its pixels; tiled where it is large.
+) -> Prediction:
+    """What the model answers for one image [H, W, C] or [H, W] or one scan, in its pixels; tiled where it is large.
+
+    Objects come strongest first. Panoptic maps are never tiled: a large image is shrunk.
 
     `decoding` replaces what `options` say of scores and suppression.
 
@@ -133,13 +148,14 @@ def predict_image(
     probable = _probable(runtime.card, options)
     scan = Scan.of(_checked(image)) if isinstance(image, np.ndarray) else image
     tile = _tile_size(runtime.card, options)
-    if options.tiling != "always" and not _needs_tiles((scan.width, scan.height), tile, options):
+    if not _tiled((scan.width, scan.height), tile, options, runtime.card):
         return probable(predict_batch(runtime, [scan.read(0, 0, scan.width, scan.height)], decoding)[0])
-    return probable(_predict_tiles(runtime, scan, tile, options, decoding))
+    predict = _predict_tiled_map if runtime.card.task == "semantic" else _predict_tiles
+    return probable(predict(runtime, scan, tile, options, decoding))
 
 
-def _probable(card: ModelCard, options: PredictOptions) -> Callable[[Instances], Instances]:
-    """The stored map of scores to probabilities, if it was asked for."""
+def _probable(card: ModelCard, options: PredictOptions) -> Callable[[Prediction], Prediction]:
+    """The stored map of scores to probabilities, if it was asked for; a map of classes stays as it is."""
     if not options.calibrated:
         return lambda found: found
     if not card.calibration:
@@ -148,7 +164,11 @@ def _probable(card: ModelCard, options: PredictOptions) -> Callable[[Instances],
         )
     scaling = resolve("pelagia.metrics.scaling", purpose="calibrate scores")
     fitted = scaling.ScoreMap.from_dict(card.calibration, where=card.name)
-    return lambda found: found.replace(scores=fitted.apply(found.scores, found.labels))
+
+    def apply(found: Prediction) -> Prediction:
+        return found.replace(scores=fitted.apply(found.scores, found.labels)) if isinstance(found, Instances) else found
+
+    return apply
 
 
 def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: PredictOptions | None = None) -> Iterator[FileResult]:
@@ -164,7 +184,7 @@ def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: Predic
     for path in map(Path, paths):
         try:
             size = image_size(path)
-            if options.tiling == "always" or _needs_tiles(size, tile, options):
+            if _tiled(size, tile, options, runtime.card):
                 yield from _flush(runtime, waiting, decoding, probable)
                 waiting = []
                 start = time.perf_counter()
@@ -185,7 +205,7 @@ def _flush(
     runtime: Runtime,
     waiting: Sequence[tuple[Path, NDArray[Any] | str]],
     decoding: DecodeOptions,
-    probable: Callable[[Instances], Instances],
+    probable: Callable[[Prediction], Prediction],
 ) -> Iterator[FileResult]:
     images = [image for _, image in waiting if not isinstance(image, str)]
     start = time.perf_counter()
@@ -199,34 +219,58 @@ def _flush(
 
 
 def _tile_size(card: ModelCard, options: PredictOptions) -> tuple[int, int]:
-    """Width and height in image pixels of what the network sees at once."""
-    height, width = card.input_size
+    """Width and height in image pixels of what the network answers for at once."""
+    height, width = (side - 2 * card.margin for side in card.input_size)
     trained = card.manifest.get("image_size") or (width, height)
     # A training image fitted into the input was scaled by the smaller ratio.
     scale = max(height, width) / options.tile if options.tile else min(width / trained[0], height / trained[1])
     return max(round(width / scale), 1), max(round(height / scale), 1)
 
 
-def _needs_tiles(size: tuple[int, int], tile: tuple[int, int], options: PredictOptions) -> bool:
-    large = size[0] > TILE_FACTOR * tile[0] or size[1] > TILE_FACTOR * tile[1]
-    return options.tiling != "never" and large
+def _tiled(size: tuple[int, int], tile: tuple[int, int], options: PredictOptions, card: ModelCard) -> bool:
+    if card.task == "panoptic" or options.tiling == "never":
+        return False
+    return options.tiling == "always" or size[0] > TILE_FACTOR * tile[0] or size[1] > TILE_FACTOR * tile[1]
 
 
 def _predict_tiles(
     runtime: Runtime, scan: Scan, tile: tuple[int, int], options: PredictOptions, decoding: DecodeOptions
 ) -> Instances:
+    """The objects of all tiles, each once."""
     card = runtime.card
     size = (scan.width, scan.height)
-    scale = card.input_size[1] / tile[0]
-    stride = card.stride / scale
-    tiles = lay_tiles(size, tile, _overlap(card, tile, options), round(stride) if stride.is_integer() else 1)
+    tiles = _lay(card, size, tile, options)
     unlimited = replace(decoding, most=0)
     parts: list[Instances] = []
-    views = _views(scan, tiles, card.input_size)
+    views = _views(scan, tiles, card, local=False)
     while batch := list(islice(views, options.batch)):
-        parts += _run(runtime, [image for image, _ in batch], [frame for _, frame in batch], unlimited)
-    found = join(parts, tiles, size, margin=_MARGIN * max(tile), agnostic=options.agnostic)
-    return found.select(np.arange(min(decoding.most, len(found)))) if decoding.most else found
+        found = _run(runtime, [image for image, _ in batch], [frame for _, frame in batch], unlimited)
+        parts += [objects_of(item, card) for item in found]
+    joined = join(parts, tiles, size, margin=_MARGIN * max(tile), agnostic=options.agnostic)
+    return joined.select(np.arange(min(decoding.most, len(joined)))) if decoding.most else joined
+
+
+def _predict_tiled_map(
+    runtime: Runtime, scan: Scan, tile: tuple[int, int], options: PredictOptions, decoding: DecodeOptions
+) -> SemanticMap:
+    """The class of every pixel, taken from the tile in which it lies deepest."""
+    card = runtime.card
+    tiles = _lay(card, (scan.width, scan.height), tile, options)
+    labels: NDArray[Any] = np.zeros((scan.height, scan.width), dtype=np.uint8 if len(card.categories) < 255 else np.uint16)
+    windows = iter(owned(tiles, (scan.width, scan.height)))
+    views = _views(scan, tiles, card, local=True)
+    while batch := list(islice(views, options.batch)):
+        for part in _run(runtime, [image for image, _ in batch], [frame for _, frame in batch], decoding):
+            if not isinstance(part, SemanticMap):
+                raise ModelError(f"the task {card.task!r} does not answer with a map of classes", where=card.name)
+            (x1, y1, x2, y2), owner = next(windows)
+            labels[y1:y2, x1:x2] = part.labels[y1 - owner.y : y2 - owner.y, x1 - owner.x : x2 - owner.x]
+    return SemanticMap(labels)
+
+
+def _lay(card: ModelCard, size: tuple[int, int], tile: tuple[int, int], options: PredictOptions) -> list[Tile]:
+    stride = card.stride * tile[0] / (card.input_size[1] - 2 * card.margin)
+    return lay_tiles(size, tile, _overlap(card, tile, options), round(stride) if stride.is_integer() else 1)
 
 
 def _overlap(card: ModelCard, tile: tuple[int, int], options: PredictOptions) -> int:
@@ -236,30 +280,43 @@ def _overlap(card: ModelCard, tile: tuple[int, int], options: PredictOptions) ->
     return round(max(asked, min(_OBJECT_FACTOR * typical, min(tile) / 2)))
 
 
-def _views(scan: Scan, tiles: Sequence[Tile], input_size: tuple[int, int]) -> Iterator[tuple[NDArray[Any], Frame]]:
-    """Each tile at the network's size, with its frame. A row of tiles is read at once: stripped files give whole rows anyway."""
-    height, width = input_size
+def _views(scan: Scan, tiles: Sequence[Tile], card: ModelCard, *, local: bool) -> Iterator[tuple[NDArray[Any], Frame]]:
+    """Each tile at the network's size, with its frame: back to the scan, or `local` to the tile.
+
+    A row of tiles is read at once: stripped files give whole rows anyway. A margin of the input shows what surrounds the tile, at
+    the border of the scan its mirror image.
+    """
+    height, width = card.input_size
     top, band = -1, scan.read(0, 0, 1, 1)
     for tile in tiles:
+        scale = (width - 2 * card.margin) / tile.width
+        around = math.ceil(card.margin / scale)
         if tile.y != top:
             top = tile.y
-            band = scan.read(0, top, scan.width, min(tile.height, scan.height - top))
-        scale = width / tile.width
-        part = band[:, tile.x : tile.x + tile.width]
-        image = warp(part, np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]]), (width, height))
-        back = np.array([[1 / scale, 0.0, tile.x], [0.0, 1 / scale, tile.y]])
-        yield image, Frame(back, scan.width, scan.height)
+            above = max(top - around, 0)
+            band = scan.read(0, above, scan.width, min(top + tile.height + around, scan.height) - above)
+            band = _mirrored(band, around - (top - above), top + tile.height + around - scan.height, around)
+        # The band begins `around` pixels above and to the left of the tiles.
+        part = band[:, tile.x : tile.x + tile.width + 2 * around]
+        shift = card.margin - around * scale
+        image = warp(part, np.array([[scale, 0.0, shift], [0.0, scale, shift]]), (width, height))
+        left, upper = (0, 0) if local else (tile.x, tile.y)
+        size = (tile.width, tile.height) if local else (scan.width, scan.height)
+        corner = card.margin / scale
+        yield image, Frame(np.array([[1 / scale, 0.0, left - corner], [0.0, 1 / scale, upper - corner]]), *size)
 
 
-def _run(runtime: Runtime, images: Sequence[NDArray[Any]], frames: Sequence[Frame], options: DecodeOptions) -> list[Instances]:
+def _mirrored(band: NDArray[Any], above: int, below: int, beside: int) -> NDArray[Any]:
+    """Rows and columns added by mirroring where a margin reaches beyond the scan; nothing without a margin."""
+    if not beside:
+        return band
+    return np.pad(band, ((max(above, 0), min(max(below, 0), beside)), (beside, beside), (0, 0)), mode="symmetric")
+
+
+def _run(runtime: Runtime, images: Sequence[NDArray[Any]], frames: Sequence[Frame], options: DecodeOptions) -> list[Prediction]:
     card = runtime.card
     batch = np.stack([normalise(image, card.normalisation) for image in images])
-    found = []
-    for item in decode(runtime.run(batch), frames, card, options):
-        if not isinstance(item, Instances):
-            raise ModelError(f"the task {card.task!r} does not answer with objects", where=card.name)
-        found.append(item)
-    return found
+    return decode(runtime.run(batch), frames, card, options)
 
 
 def _checked(image: NDArray[Any]) -> NDArray[Any]:

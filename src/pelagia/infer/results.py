@@ -33,7 +33,7 @@ from pelagia.core.image import read, warp, write
 from pelagia.core.oriented import to_corners
 from pelagia.core.types import Float, Instances
 from pelagia.errors import ImageError
-from pelagia.infer.predict import FileResult
+from pelagia.infer.predict import FileResult, objects_of
 
 __all__ = [
     "PICTURE_PIXELS",
@@ -100,13 +100,14 @@ class ResultWriter:
             return
         image = {"id": len(self._images) + 1, "file_name": name, "width": result.width, "height": result.height}
         self._images.append(image)
-        boxes = result.found.box_array
-        for row, item in enumerate(object_dicts(result.found, self._card)):
+        found = objects_of(result.found, self._card)
+        boxes = found.box_array
+        for row, item in enumerate(object_dicts(found, self._card)):
             self._rows.writerow([name, item["class_id"], item["class"], item["score"], *item["box"], *item.get("oriented", ())])
             self._annotations += 1
-            annotation = {"id": self._annotations, "image_id": image["id"], **_coco_dict(result.found, row, boxes[row], item)}
+            annotation = {"id": self._annotations, "image_id": image["id"], **_coco_dict(found, row, boxes[row], item)}
             self._coco.write(("\n" if self._annotations == 1 else ",\n") + _dump(annotation))
-        counts = count_classes(result.found, self._card)
+        counts = count_classes(found, self._card)
         self._counts.writerow([name, *counts, sum(counts)])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -122,7 +123,7 @@ def image_dict(result: FileResult, name: str, card: ModelCard) -> dict[str, Any]
     """One image of results.json."""
     if result.found is None:
         return {"file": name, "error": result.error}
-    objects = object_dicts(result.found, card)
+    objects = object_dicts(objects_of(result.found, card), card)
     return {"file": name, "width": result.width, "height": result.height, "count": len(objects), "objects": objects}
 
 
@@ -158,7 +159,7 @@ def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path
     """
     if result.found is None:
         raise ImageError(result.error or "there is nothing to draw", where=result.path)
-    image, found = read(result.path), result.found
+    image, found = read(result.path), objects_of(result.found, card)
     pixels = result.width * result.height
     scale = min(math.sqrt(PICTURE_PIXELS / pixels), _PICTURE_SIDE / max(result.width, result.height))
     if scale < 1:

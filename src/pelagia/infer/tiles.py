@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from pelagia.core import oriented as core_oriented
 from pelagia.core.types import Float, Instances, Int, Mask
 from pelagia.errors import OptionError
 
-__all__ = ["Tile", "join", "lay_tiles"]
+__all__ = ["Tile", "join", "lay_tiles", "owned"]
 
 #: Two whole views are one object from this IoU on.
 _SAME_IOU = 0.5
@@ -83,6 +84,23 @@ def _offsets(length: int, size: int, overlap: int, multiple: int) -> list[int]:
     step = max((size - overlap) // multiple, 1)
     count = -(-last // step)
     return [index * last // max(count, 1) * multiple for index in range(count + 1)]
+
+
+def owned(tiles: Sequence[Tile], size: tuple[int, int]) -> list[tuple[tuple[int, int, int, int], Tile]]:
+    """For each tile the window x1, y1, x2, y2 of an image of that width and height for whose pixels it answers, and the tile.
+
+    The windows part the image: neighbours cut their overlap in the middle, so that every pixel lies deep in its tile.
+    """
+    cuts = []
+    for axis, length in enumerate(size):
+        spans = sorted({(tile.box[axis], tile.box[axis + 2]) for tile in tiles})
+        ends = [(first[1] + second[0]) // 2 for first, second in pairwise(spans)]
+        cuts.append({span: (a, b) for span, a, b in zip(spans, [0, *ends], [*ends, length], strict=True)})
+    windows = []
+    for tile in tiles:
+        (x1, x2), (y1, y2) = (cuts[axis][tile.box[axis], tile.box[axis + 2]] for axis in (0, 1))
+        windows.append(((x1, y1, x2, y2), tile))
+    return windows
 
 
 def join(

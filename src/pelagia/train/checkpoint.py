@@ -39,7 +39,7 @@ class Progress:
         step: finished steps, over all epochs.
         sums: of each loss term over the finished steps of the present epoch.
         history: one record per finished epoch.
-        best: the best AP so far, None before the first validation.
+        best: the best chief score (see `validate.score_names`) so far, None before the first validation.
         best_epoch: the epoch (from 1) that reached it.
         seconds: spent so far.
         scaler: state of the loss scaler of float16.

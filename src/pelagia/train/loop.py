@@ -8,7 +8,7 @@ and one integer, and a run that was killed goes on as if it had not been.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,7 +35,7 @@ from pelagia.train.prepare import Folds, choose_workers, describe, find_folds, m
 from pelagia.train.run import Run, RunFolder, default_folder, device_name, versions
 from pelagia.train.step import Engine, build_engine, choose_precision, take_step
 from pelagia.train.trackers import Tracker, open_trackers
-from pelagia.train.validate import validate
+from pelagia.train.validate import TITLES, score_names, validate
 
 __all__ = ["train"]
 
@@ -115,8 +115,8 @@ def _set_up(options: TrainOptions, dataset: Dataset, val: Dataset | None, folder
         folds = find_folds(options, dataset, val)
     folder.begin(options, resumed=saved is not None)
     count = len(folds.val) if folds.val is not None else 0
-    objects = len(folds.train.annotations)
-    folder.say(f"{len(folds.train)} images with {objects} objects to learn from, {count} images to validate on")
+    objects = f" with {len(folds.train.annotations)} objects" if folds.train.task != "semantic" else ""
+    folder.say(f"{len(folds.train)} images{objects} to learn from, {count} images to validate on")
     folder.write("split.json", folds.names())
     if folds.skipped:
         folder.write("skipped.json", folds.skipped)
@@ -224,7 +224,7 @@ def _epochs(
                 _save(engine, folder)
             _tell_epoch(engine, folder, trackers, record, last)
             if last and epoch + 1 < options.epochs:
-                folder.say(f"no better AP for {options.patience} epochs: stopped early")
+                folder.say(f"no better {_title(engine)} for {options.patience} epochs: stopped early")
                 return "early"
     return "finished"
 
@@ -282,9 +282,9 @@ def _tell_epoch(engine: Engine, folder: RunFolder, trackers: list[Tracker], reco
         folder.draw()
     terms = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
     text = f"epoch {record['epoch']}/{engine.options.epochs}: loss {record['loss']:.3f} ({terms})"
-    if record.get("ap") is not None:
-        text += f", AP {record['ap']:.3f}, AP50 {record['ap50']:.3f}"
-        text += ", best so far" if progress.best_epoch == record["epoch"] else ""
+    told = _scores(record, engine)
+    if told:
+        text += f", {told}" + (", best so far" if progress.best_epoch == record["epoch"] else "")
     folder.say(f"{text}; {record['images_per_second']:.1f} images/s")
     flat = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "epoch"}
     flat |= {f"losses/{name}": value for name, value in record["losses"].items()}
@@ -293,6 +293,17 @@ def _tell_epoch(engine: Engine, folder: RunFolder, trackers: list[Tracker], reco
         for name in ("train_batch", "val_predictions") if last else ():
             if (folder.path / f"{name}.png").is_file():
                 tracker.picture(record["epoch"], name, folder.path / f"{name}.png")
+
+
+def _title(engine: Engine) -> str:
+    """What the best epoch is the best in."""
+    return TITLES[next(iter(score_names(engine.model.card.task)))]
+
+
+def _scores(record: Mapping[str, Any], engine: Engine) -> str:
+    """The two chief scores of an epoch, or nothing if it has none."""
+    chief = list(score_names(engine.model.card.task))[:2]
+    return ", ".join(f"{TITLES[name]} {record[name]:.3f}" for name in chief if record.get(name) is not None)
 
 
 def _no_progress(engine: Engine) -> bool:
@@ -320,6 +331,6 @@ def _finish(engine: Engine, plan: Plan, folder: RunFolder, stopped: Stopped) -> 
             checkpoint.save(folder.best, engine.average.model, engine.average.model.card)
         folder.say(f"{len(history)} epochs in {progress.seconds:.0f} s, without validation; weights: {folder.best}")
     else:
-        scores = f"AP {progress.best:.3f}, AP50 {best['ap50']:.3f} in epoch {progress.best_epoch}"
+        scores = f"{_scores(best, engine)} in epoch {progress.best_epoch}"
         folder.say(f"{len(history)} epochs in {progress.seconds:.0f} s; best {scores}; weights: {folder.best}")
     return Run(folder.path, folder.best, folder.last, len(history), stopped, best, history, progress.seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,40 +77,45 @@ class Schedule:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def parameter_groups(model: nn.Module, settings: Settings, backbone_factor: float) -> list[dict[str, Any]]:
-    """Trainable parameters by (decayed or not) x (backbone or not).
+def parameter_groups(model: nn.Module, settings: Settings, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Trainable parameters by (decayed or not) x factor on the learning rate.
 
+    `factors` maps the beginning of a parameter's name to its factor; the longest beginning counts, other parameters have 1.
     Biases and the weights of norms are not decayed: decay would only fight the scale that the data give them. A group has
     `names`, by which a checkpoint finds its moments again, and `factor` on the learning rate.
+
+    Raises:
+        OptionError: nothing is left to train, or no trainable parameter begins with one of `factors`.
     """
     norms = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)}
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    used: set[str] = set()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decayed = parameter.ndim > 1 and id(parameter) not in norms
-        in_backbone = backbone_factor != 1.0 and name.startswith("backbone.")
+        prefix = max((prefix for prefix in factors if name.startswith(prefix)), key=len, default="")
+        factor = factors.get(prefix, 1.0)
+        used.add(prefix)
         group = groups.setdefault(
-            (decayed, in_backbone),
-            {
-                "params": [],
-                "names": [],
-                "weight_decay": settings.weight_decay if decayed else 0.0,
-                "factor": backbone_factor if in_backbone else 1.0,
-            },
+            (decayed, factor),
+            {"params": [], "names": [], "weight_decay": settings.weight_decay if decayed else 0.0, "factor": factor},
         )
         group["params"].append(parameter)
         group["names"].append(name)
     if not groups:
         raise OptionError("no parameter is left to train; --freeze covers the whole model")
-    if backbone_factor != 1.0 and not any(in_backbone for _, in_backbone in groups):
-        raise OptionError("--backbone-lr has nothing to act on: this model has no trainable parameters under `backbone.`")
+    for prefix in factors:
+        if prefix not in used:
+            raise OptionError(
+                f"--lr-factors and --backbone-lr: a rate for {prefix!r} has nothing to act on, no trainable parameter begins so"
+            )
     return [groups[key] for key in sorted(groups)]
 
 
 def build_optimizer(model: nn.Module, settings: Settings, options: TrainOptions) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW, over `parameter_groups`."""
-    groups = parameter_groups(model, settings, options.backbone_lr)
+    groups = parameter_groups(model, settings, options.rate_factors())
     device = next(model.parameters()).device.type
     # One kernel over all tensors: with some 250 small tensors the separate calls cost more than the arithmetic.
     fused = device in ("cpu", "cuda")

@@ -6,6 +6,7 @@ The command line builds its flags from it (`metadata["help"]` is a flag's text),
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -101,14 +102,22 @@ class TrainOptions:
     backbone_lr: float = field(
         default=1.0, metadata=_help("Factor on the backbone's learning rate, such as 0.1 for fine tuning.")
     )
+    lr_factors: tuple[str, ...] = field(
+        default=(),
+        metadata=_help("PREFIX=FACTOR on the rate of parameters whose names begin so; the longest prefix counts."),
+    )
     backbone: str = field(default="", metadata=_help("Another backbone for the model, such as timm:resnet18.a1_in1k."))
     pretrained: bool = field(
         default=False, metadata=_help("Fetch the weights of the timm backbone: the one option here that asks the network.")
     )
 
+    model_options: tuple[str, ...] = field(
+        default=(), metadata=_help("NAME=VALUE of the model's own options, such as queries=50 or loss=dice; may be repeated.")
+    )
+
     val_fraction: float = field(default=0.2, metadata=_help("Share of the images held out when the data have no such split."))
     val_every: int = field(default=1, metadata=_help("Validate every so many epochs; the last epoch always is."))
-    patience: int = field(default=50, metadata=_help("Stop after so many epochs without a better AP; 0 never stops early."))
+    patience: int = field(default=50, metadata=_help("Stop after so many epochs without a better score; 0 never stops early."))
     save_every: int = field(default=1, metadata=_help("Write last.safetensors every so many epochs."))
 
     seed: int = field(default=0, metadata=_help("Seed of weights, order, augmentation and the validation split."))
@@ -137,21 +146,55 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise OptionError(f"--{name.replace('_', '-')} must lie in {low:g} to {high:g}, got {value}")
-        if self.imgsz % 32:
-            nearest = max(32, round(self.imgsz / 32) * 32)
-            raise OptionError(f"--imgsz must be a multiple of 32, got {self.imgsz}; the nearest is {nearest}")
         if self.task is not None and self.task not in TASKS:
             raise OptionError(f"--task must be one of {', '.join(TASKS)}, got {self.task!r}")
         for name, allowed in (("optimizer", ("auto", "sgd", "adamw")), ("amp", ("auto", "on", "off"))):
             if getattr(self, name) not in allowed:
                 raise OptionError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, texts in (("lr-factors", self.lr_factors), ("model-options", self.model_options)):
+            for text in texts:
+                if not text.partition("=")[0].strip() or "=" not in text:
+                    raise OptionError(f"--{name} takes NAME=VALUE, got {text!r}")
+        if any(not 0 <= value <= 1000 for value in self.rate_factors().values()):  # NaN too
+            raise OptionError(f"--lr-factors must lie in 0 to 1000, got {', '.join(self.lr_factors)}")
         unknown = [name for name in self.track if name not in ("tensorboard", "wandb")]
         if unknown:
             raise OptionError(f"--track knows tensorboard and wandb, got {', '.join(unknown)}")
 
+    def rate_factors(self) -> dict[str, float]:
+        """Prefix of a parameter's name -> factor on its learning rate, `backbone_lr` among them.
+
+        Raises:
+            OptionError: a factor is not a number.
+        """
+        found = {"backbone.": self.backbone_lr} if self.backbone_lr != 1.0 else {}
+        for text in self.lr_factors:
+            prefix, _, value = text.partition("=")
+            try:
+                found[prefix.strip()] = float(value)
+            except ValueError as error:
+                raise OptionError(f"--lr-factors takes PREFIX=FACTOR with a number, got {text!r}") from error
+        return found
+
+    def own_options(self) -> dict[str, Any]:
+        """The model's own options: values are JSON where they can be read so, else text; lists become tuples."""
+        found: dict[str, Any] = {"backbone": self.backbone} if self.backbone else {}
+        for text in self.model_options:
+            name, _, value = text.partition("=")
+            try:
+                parsed = json.loads(value)
+            except ValueError:
+                parsed = value
+            found[name.strip()] = _tuples(parsed)
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values of every option."""
         return asdict(self)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 #: Declared type -> what a value from a configuration file may be.
@@ -199,7 +242,7 @@ def options_from_dict(values: dict[str, Any], *, where: str = CONFIG_NAME) -> Tr
     if unknown:
         raise OptionError(f"{where}: unknown option {', '.join(unknown)}; remove it or check the spelling")
     prepared = dict(values)
-    for name in ("track", "classes"):
+    for name in ("track", "classes", "lr_factors", "model_options"):
         if isinstance(prepared.get(name), list):
             prepared[name] = tuple(prepared[name])
     if "augment" in prepared:

@@ -21,7 +21,7 @@ from pelagia.core.card import ModelCard
 from pelagia.core.files import read_json
 from pelagia.data.dataset import Dataset
 from pelagia.data.split import read_splits, split
-from pelagia.errors import DataError, ImageError, OptionError, TrainingError
+from pelagia.errors import DataError, ImageError, ModelError, OptionError, TrainingError
 from pelagia.infer.runtimes import cpu_count
 from pelagia.models.foreign import load_any
 from pelagia.models.model import Model
@@ -228,8 +228,10 @@ def start_model(options: TrainOptions, train: Dataset, device: torch.device, kno
         ModelError, OptionError, CheckpointError: the network cannot be built, or the weights do not fit.
     """
     torch.manual_seed(options.seed)
-    chosen = {"backbone": options.backbone} if options.backbone else None
-    model = create(options.model, train.categories, train.task, input_size=options.imgsz, options=chosen)
+    try:
+        model = create(options.model, train.categories, train.task, input_size=options.imgsz, options=options.own_options())
+    except ModelError as error:
+        raise OptionError(f"{error.reason} (--imgsz {options.imgsz}, --task {train.task})", where=options.model) from error
     report, facts = None, {}
     if known is not None:
         model.card, facts = known, known.manifest.get("weights", {})

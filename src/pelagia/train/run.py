@@ -8,7 +8,7 @@ metrics.jsonl        one record per epoch
 log.txt              what was said
 curves.png, train_batch.png, val_predictions.png
 last.safetensors     the whole state; `--resume` goes on from it
-best.safetensors     the averaged weights of the epoch with the best AP, with the best score threshold of each class
+best.safetensors     the averaged weights of the epoch with the best AP (mIoU, PQ), with the best score threshold of each class
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 import pelagia
 from pelagia.core import draw, files
 from pelagia.core import image as core_image
-from pelagia.core.types import Instances
+from pelagia.core.types import Instances, Prediction
 from pelagia.data.dataset import Dataset
+from pelagia.data.geometry import Keep, follow
 from pelagia.errors import OptionError, TrainingError
 from pelagia.models.model import Targets
 from pelagia.report.plots import training_curves
@@ -178,12 +179,14 @@ class RunFolder:
             core_image.write(path, contact_sheet(drawn))
         return path
 
-    def predictions(self, dataset: Dataset, found: Sequence[Instances]) -> None:
+    def predictions(self, dataset: Dataset, found: Sequence[Prediction]) -> None:
         """`val_predictions.png`: pairs of truth (left) and prediction (right) of the first images; drawn later as `curves`."""
 
         def work() -> None:
-            pairs = [(index, objects) for index, item in enumerate(found) for objects in (dataset.truth(index), item)]
-            fitted = (_fitted(dataset.image(index), objects) for index, objects in pairs)
+            masks = dataset.task == "instance"
+            objects = [(index, item) for index, item in enumerate(found) if isinstance(item, Instances)]
+            pairs = [(index, each) for index, item in objects for each in (dataset.truth(index, masks=masks), item)]
+            fitted = (_fitted(dataset.image(index), each) for index, each in pairs)
             pictures = [draw.draw_instances(image, objects, dataset.class_names) for image, objects in fitted]
             core_image.write(self.path / "val_predictions.png", contact_sheet(pictures, columns=4))
 
@@ -241,10 +244,7 @@ def _fitted(image: NDArray[Any], objects: Instances) -> tuple[NDArray[Any], Inst
     scale = _PICTURE_SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     matrix = np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]])
-    oriented = None if objects.oriented is None else objects.oriented * (scale, scale, scale, scale, 1.0)
-    keypoints = None if objects.keypoints is None else objects.keypoints * (scale, scale, 1.0)
-    boxes = None if objects.boxes is None else objects.boxes * scale
-    moved = objects.replace(boxes=boxes, oriented=oriented, keypoints=keypoints, masks=None)
+    moved = follow(objects, matrix, (image.shape[1], image.shape[0]), (0, 0, *size), Keep(0.0, 0.0))
     return core_image.warp(image, matrix, size), moved
 
 
