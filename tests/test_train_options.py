@@ -12,7 +12,8 @@ import pytest
 
 from pelagia.data.augment import AugmentOptions
 from pelagia.errors import OptionError
-from pelagia.train.options import TrainOptions, load_options, options_from_dict, resume_options
+from pelagia.models import registry
+from pelagia.train.options import TrainOptions, defaults_of, load_options, options_from_dict, resume_options
 
 
 def test_options_need_no_torch() -> None:
@@ -99,3 +100,16 @@ def test_resume_refuses_what_would_change_the_weights(tmp_path: Path) -> None:
     saved(tmp_path, TrainOptions(batch=8))
     with pytest.raises(OptionError, match=r"--batch \(8 in the run, 4 now\)"):
         resume_options(TrainOptions(resume=str(tmp_path), batch=4))
+
+
+def test_a_model_has_training_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert defaults_of("yolo11n") == TrainOptions(model="yolo11n")
+    own = replace(registry.entry("yolo11n"), name="slow", training={"lr": 1e-4, "augment": {"mosaic": 0.0}})
+    monkeypatch.setitem(registry._entries, "slow", own)
+    chosen = defaults_of("slow")
+    assert (chosen.model, chosen.lr, chosen.augment.mosaic, chosen.augment.flip_lr) == ("slow", 1e-4, 0.0, 0.5)
+
+
+def test_training_options_of_every_model_can_be_used() -> None:
+    for entry in registry.entries():
+        assert defaults_of(entry.name).model == entry.name

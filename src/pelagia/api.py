@@ -93,20 +93,21 @@ def train(model: str, data: str | Path | Dataset, *, val: str | Path | Dataset |
         model: see `list_models`.
         data: a data set, or where its labels are. Its split `train` is used where it has one.
         val: a data set to validate on; else the split `val` of `data`, else a part of `data`.
-        options: fields of `pelagia.train.options.TrainOptions`, such as `epochs=100`.
+        options: fields of `pelagia.train.options.TrainOptions`, such as `epochs=100`; what is not stated has the default of the
+            model (`Entry.training`), else that of every run.
 
     Raises:
         OptionError: an unknown option or a value that cannot be used.
         MissingExtraError: the extra `train` is not installed.
         TrainingError: training cannot start or go on.
     """
-    kind = resolve("pelagia.train.options", purpose="train a model").TrainOptions
+    base = resolve("pelagia.train.options", purpose="train a model").defaults_of(model)
     loop = resolve("pelagia.train.loop", purpose="train a model")
     if isinstance(data, str | Path):
         options["data"] = str(data)
     if isinstance(val, str | Path):
         options["val"] = str(val)
-    chosen = _with_options(kind(), {"model": model, **options})
+    chosen = _with_options(base, options)
     dataset = open_dataset(data, task=chosen.task) if isinstance(data, str | Path) else data
     held_out = open_dataset(val, task=chosen.task) if isinstance(val, str | Path) else val
     run: Run = loop.train(chosen, dataset, held_out)

@@ -13,7 +13,7 @@ from pelagia.cli.common import Json, print_json, say
 from pelagia.cli.flags import flags_of, given
 from pelagia.core.lazy import resolve
 from pelagia.errors import OptionError
-from pelagia.train.options import TrainOptions, load_options, resume_options
+from pelagia.train.options import TrainOptions, defaults_of, load_options, resume_options
 
 __all__ = ["train"]
 
@@ -46,7 +46,10 @@ def train(
     values = given(flags, TrainOptions)
     if "resume" in values and config is not None:
         raise OptionError("--resume takes the options of the run; leave --config out")
-    base = TrainOptions() if config is None else replace(load_options(config), out="", resume="")
+    if config is not None:
+        base = replace(load_options(config), out="", resume="")
+    else:
+        base = TrainOptions() if model is None else defaults_of(model)
     if "augment" in values:
         values["augment"] = replace(base.augment, **values["augment"])
     values |= {name: value for name, value in (("model", model), ("data", data)) if value is not None}

@@ -31,6 +31,8 @@ class Entry:
         builder: `module:Class`; the class is called with name, categories, task, input size and options.
         options: `module:Class` of the options, a frozen dataclass.
         defaults: option values of this size.
+        training: training options that differ for this model from those of `train.options.TrainOptions`, such as its paper's
+            learning rate; `augment` holds those of augmentation.
         tiny: option values for tests, small enough for seconds on one core.
         tiny_input: height and width of the input in tests.
         title: of the paper, or what else to cite.
@@ -53,6 +55,7 @@ class Entry:
     year: int
     url: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
     tiny_input: tuple[int, int] = (64, 96)
     parameters: Mapping[str, int] = field(default_factory=dict)

@@ -16,8 +16,9 @@ from pelagia.core.files import read_json
 from pelagia.core.types import TASKS, Task
 from pelagia.data.augment import AugmentOptions
 from pelagia.errors import OptionError
+from pelagia.models.registry import entry
 
-__all__ = ["CONFIG_NAME", "RESUMABLE", "TrainOptions", "load_options", "options_from_dict", "resume_options"]
+__all__ = ["CONFIG_NAME", "RESUMABLE", "TrainOptions", "defaults_of", "load_options", "options_from_dict", "resume_options"]
 
 #: The file of a run folder that repeats the run.
 CONFIG_NAME = "config.json"
@@ -255,6 +256,16 @@ def options_from_dict(values: dict[str, Any], *, where: str = CONFIG_NAME) -> Tr
         return TrainOptions(**prepared)
     except TypeError as error:
         raise OptionError(f"{where}: an option has a value of the wrong kind ({error})") from error
+
+
+def defaults_of(model: str) -> TrainOptions:
+    """The options of a run of `model` for which nothing is stated: those of every run, but for what the model has of its own.
+
+    Raises:
+        OptionError: no model has this name.
+    """
+    own = dict(entry(model).training)
+    return TrainOptions(**{**own, "model": model, "augment": AugmentOptions(**own.get("augment", {}))})
 
 
 def load_options(path: str | Path) -> TrainOptions:
