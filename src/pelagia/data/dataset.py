@@ -18,11 +18,14 @@ from pelagia.core import files as core_files
 from pelagia.core import image as core_image
 from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
-from pelagia.core.types import Category, Float, Instances, Int, Mask, MaskCrop, SemanticMap, Task
+from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, Int, Mask, MaskCrop, PanopticMap, SemanticMap, Task
+from pelagia.data import label_maps
 from pelagia.data.annotations import AnnotationBuilder, Annotations
 from pelagia.data.findings import Finding
 from pelagia.data.label_pixels import read_label_pixels
+from pelagia.data.panoptic_png import read_ids
 from pelagia.data.sample import Sample
+from pelagia.data.tasks import retask
 from pelagia.errors import DataError, OptionError
 
 __all__ = ["Dataset", "PathList"]
@@ -69,6 +72,9 @@ class Dataset:
         ignored: categories whose objects are regions to ignore, not a class (such as `DontCare`).
         mask_files: N semantic label images, relative to `root` or absolute, for semantic data.
         mask_values: pixel value of a semantic label image -> label; None if they are the same.
+        panoptic_files: N PNG whose pixels are segment ids (`pelagia.data.panoptic_png`), relative to `root` or absolute, for
+            panoptic data: the masks of the objects are cut from them, an object's id in `annotations.ids` is its segment's.
+        background: the class of pixels that no outline covers, for the tasks `semantic` and `panoptic` of data from outlines.
     """
 
     categories: tuple[Category, ...]
@@ -85,6 +91,8 @@ class Dataset:
     ignored: tuple[Category, ...] = ()
     mask_files: tuple[str, ...] | None = None
     mask_values: tuple[tuple[int, int], ...] | None = None
+    panoptic_files: tuple[str, ...] | None = None
+    background: int | None = None
 
     @classmethod
     def from_instances(
@@ -100,10 +108,11 @@ class Dataset:
         """A data set from `items` of (image path, (width, height), truth); paths relative to `root` or absolute.
 
         A category given as a string gets its position plus 1 as id. Without `task` it follows from what the truth holds:
-        masks, oriented boxes, keypoints, or plain boxes, in this order.
+        masks, oriented boxes, keypoints, or plain boxes, in this order. The tasks `semantic` and `panoptic` paint the masks as
+        `with_task` says.
 
         Raises:
-            DataError: a label without a category.
+            DataError: a label without a category, or truth without masks for a task that needs them.
         """
         classes = tuple(c if isinstance(c, Category) else Category(i + 1, c) for i, c in enumerate(categories))
         paths = [Path(path) for path, _, _ in items]
@@ -116,12 +125,12 @@ class Dataset:
             if len(truth) and not 0 <= int(truth.labels.min()) <= int(truth.labels.max()) < len(classes):
                 raise DataError(f"labels must be 0 to {len(classes) - 1}, got {truth.labels.tolist()}", where=path)
             builder.add_instances(index, truth, width, height)
-        if task is None:
-            task = _task_of([truth for _, _, truth in items])
+        natural = _task_of([truth for _, _, truth in items])
+        painted = task in ("semantic", "panoptic")
         files = tuple(_relative(path, root) for path in paths)
-        return cls(
+        dataset = cls(
             categories=classes,
-            task=task,
+            task=natural if task is None or painted else task,
             format=format,
             root=root,
             names=files,
@@ -131,6 +140,7 @@ class Dataset:
             annotations=builder.build(len(items)),
             splits={name: np.asarray(chosen, dtype=np.int64).reshape(-1) for name, chosen in (splits or {}).items()},
         )
+        return dataset.with_task(task) if task is not None and painted else dataset
 
     def __len__(self) -> int:
         return len(self.names)
@@ -166,7 +176,12 @@ class Dataset:
         """The objects of image `index` in pixels of the original image, as fresh arrays.
 
         `boxes` are always set, `oriented` for the task `oriented`, `keypoints` where the source has them, `masks` if asked for:
-        an object without an outline then has its box (for oriented data its corners) as mask.
+        an object without an outline then has its box (for oriented data its corners) as mask. For the task `panoptic` the masks
+        do not overlap (`pelagia.data.label_maps`), boxes are their bounds, and what is left is an object of the class
+        `background` where the data have one.
+
+        Raises:
+            DataError, ImageError: as `panoptic`, if masks are cut from a map.
         """
         index = self._index(index)
         flat = self.annotations
@@ -175,27 +190,42 @@ class Dataset:
         oriented = None
         if self.task == "oriented":
             oriented = np.zeros((last - first, 5)) if flat.oriented is None else flat.oriented[rows].copy()
-        return Instances(
+        truth = Instances(
             labels=flat.labels[rows].copy(),
             boxes=flat.boxes[rows].copy(),
             oriented=oriented,
-            masks=self._masks(index, first, last) if masks else None,
             keypoints=None if flat.keypoints is None else flat.keypoints[rows].copy(),
             crowd=flat.crowd[rows].copy(),
             difficult=flat.difficult[rows].copy(),
             ignore=flat.ignore[rows].copy(),
             areas=None if flat.areas is None else flat.areas[rows].copy(),
         )
+        if not masks:
+            return truth
+        if self.task != "panoptic" and self.panoptic_files is None:
+            return truth.replace(masks=self._masks(index, first, last))
+        return self._cut_truth(index, truth)
 
     def semantic(self, index: int) -> SemanticMap:
         """The label of every pixel of image `index`; 255 = ignore.
 
+        From label images as they are; from panoptic images the class of each segment, 255 where there is none; from outlines the
+        class of the uppermost object (`pelagia.data.label_maps`: the smaller one), `background` between objects, and 255 for
+        crowds, regions to ignore and objects without an outline, where no other object lies above.
+
         Raises:
-            DataError: the data set has no semantic label images, or a pixel value has no class.
+            DataError: the labels hold none of these, or a pixel value or segment has no class.
+            ImageError: a label image is missing or broken.
         """
         index = self._index(index)
         if self.mask_files is None:
-            raise DataError("this data set has no semantic label images", where=self.root)
+            if len(self.categories) > IGNORE_INDEX:
+                raise DataError(f"{len(self.categories)} classes, but a class map holds 255 (255 = ignore)", where=self.root)
+            rows = slice(int(self.annotations.starts[index]), int(self.annotations.starts[index + 1]))
+            void = self._void(rows)
+            if self.panoptic_files is None:
+                void = void | self.annotations.crowd[rows]
+            return label_maps.class_map(self._numbers(index), self.annotations.labels[rows], void, self.background)
         path = self.root / self.mask_files[index]
         pixels = read_label_pixels(path)
         if self.mask_values is None:
@@ -208,6 +238,41 @@ class Dataset:
             unknown = np.unique(pixels[labels < 0])[:10].tolist()
             raise DataError(f"pixel values {unknown} stand for no class; name them with classes=", where=path)
         return SemanticMap(labels.astype(np.uint8 if labels.max(initial=0) <= 255 else np.uint16))
+
+    def panoptic(self, index: int) -> PanopticMap:
+        """The segment of every pixel of image `index`, 0 = void; see `pelagia.data.label_maps` for how outlines are painted.
+
+        Segment ids are those of panoptic images; for data from outlines they are 1 to n in the order of the objects, and the
+        background, where there is one, has an id above. Regions to ignore and objects without an outline are void.
+
+        Raises:
+            DataError: the labels hold no outlines, or a pixel has an id that is not listed.
+            ImageError, FormatError: a panoptic image is missing, broken, or not RGB of 8 bits.
+        """
+        index = self._index(index)
+        flat = self.annotations
+        rows = slice(int(flat.starts[index]), int(flat.starts[index + 1]))
+        ids = np.arange(1, rows.stop - rows.start + 1) if self.panoptic_files is None else flat.ids[rows]
+        return label_maps.panoptic_map(
+            self._numbers(index), ids, flat.labels[rows], flat.crowd[rows], self._void(rows), self.categories, self.background
+        )
+
+    @cached_property
+    def class_frequencies(self) -> Float:
+        """[C], the share of each class: of all labelled pixels for the task `semantic`, else of all objects. Counted once, for
+        which a semantic data set is read through."""
+        if self.task == "semantic":
+            counts = np.zeros(65536, dtype=np.int64)
+            for index in range(len(self)):
+                counts += np.bincount(self.semantic(index).labels.reshape(-1), minlength=65536)
+            counts[IGNORE_INDEX] = 0
+            counts = counts[: len(self.categories)]
+        else:
+            flat = self.annotations
+            counts = np.bincount(flat.labels[~(flat.crowd | flat.ignore)], minlength=len(self.categories))
+        shares: Float = counts / max(int(counts.sum()), 1)
+        shares.flags.writeable = False
+        return shares
 
     def split(self, name: str) -> Dataset:
         """The images of split `name`.
@@ -243,6 +308,7 @@ class Dataset:
             annotations=self.annotations.select_images(chosen),
             splits={name: members for name, members in splits.items() if len(members)},
             mask_files=None if self.mask_files is None else tuple(self.mask_files[i] for i in chosen),
+            panoptic_files=None if self.panoptic_files is None else tuple(self.panoptic_files[i] for i in chosen),
         )
 
     def in_order(self) -> Dataset:
@@ -257,33 +323,22 @@ class Dataset:
     def with_task(self, task: Task) -> Dataset:
         """The same images with the truth of another task.
 
-        Oriented boxes come from outlines (the rectangle of least area) where the source has none; with boxes alone, each upright
-        box serves as oriented box, and a finding says so.
+        - `oriented`: from outlines (the rectangle of least area) where the source has none; with boxes alone, each upright box
+          serves as oriented box, and a finding says so.
+        - `semantic` from outlines: pixels between objects get the class `background`, which is appended as the last category
+          unless one of that name exists.
+        - `panoptic` from outlines: the same, and the background is a segment of stuff; not where classes of stuff exist.
+        - other tasks from panoptic images: stuff and its classes are left out, and a finding says so.
 
         Raises:
             DataError: the labels do not hold what the task needs.
         """
-        annotations, findings = self.annotations, self.findings
-        count = len(annotations)
-        if task == self.task and (task != "oriented" or annotations.oriented is not None):
-            return self
-        if task in ("instance", "panoptic") and annotations.shapes is None and count:
-            raise DataError(f"the labels hold no outlines, which the task {task!r} needs", where=self.root)
-        if task == "keypoints" and annotations.keypoints is None and count:
-            raise DataError("the labels hold no keypoints", where=self.root)
-        if task == "semantic" and self.mask_files is None:
-            raise DataError("the data set has no semantic label images, which the task 'semantic' needs", where=self.root)
-        if task == "oriented" and annotations.oriented is None and count:
-            oriented, missing = self._derive_oriented()
-            annotations = replace(annotations, oriented=oriented)
-            if missing:
-                text = "objects have no outline: their upright boxes serve as oriented boxes"
-                findings = (*findings, Finding("warning", "oriented.upright", text, str(self.root), missing))
-        return replace(self, task=task, annotations=annotations, findings=findings)
+        return retask(self, task)
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over names, sizes, classes and labels, without splits; the images' pixels are not read."""
+        """SHA-256 over names, sizes, classes and labels, label images included, without splits; the images' pixels are not
+        read."""
         digest = hashlib.sha256()
         head = {
             "categories": [asdict(category) for category in self.categories],
@@ -309,8 +364,10 @@ class Dataset:
             digest.update(
                 b"-" if array is None else f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
             )
-        for name in self.mask_files or ():
+        for name in (*(self.mask_files or ()), *(self.panoptic_files or ())):
             digest.update(core_files.sha256(self.root / name).encode())
+        if self.mask_values is not None:
+            digest.update(repr(sorted(self.mask_values)).encode())
         return digest.hexdigest()
 
     def _index(self, index: int) -> int:
@@ -338,24 +395,52 @@ class Dataset:
         x1, y1, x2, y2 = flat.boxes[row]
         return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
 
-    def _derive_oriented(self) -> tuple[Float, int]:
-        """[M, 5] from outlines, and how many objects had none."""
+    def _void(self, rows: slice) -> Mask:
+        """[n], objects whose pixels have no class: regions to ignore, and objects without an outline."""
         flat = self.annotations
-        images = flat.images
-        corners = np.stack([flat.boxes[:, [0, 2, 2, 0]], flat.boxes[:, [1, 1, 3, 3]]], axis=2)
-        oriented: Float = core_oriented.from_corners(corners)
-        present: Mask = np.zeros(len(flat), dtype=np.bool_) if flat.shapes is None else flat.shapes.present
-        for row in np.flatnonzero(present).tolist():
-            assert flat.shapes is not None
-            rings = flat.shapes.rings(row)
-            if rings:
-                oriented[row] = core_oriented.from_points(np.concatenate(rings))
-                continue
-            width, height = self.sizes[images[row]]
-            crop = flat.shapes.crop(row, int(width), int(height))
-            if crop is not None and crop.area:
-                oriented[row] = core_masks.min_area_box(crop)
-        return oriented, int(np.count_nonzero(~present))
+        void: Mask = flat.ignore[rows].copy()
+        if self.panoptic_files is None and flat.shapes is not None:
+            void |= ~flat.shapes.present[rows]
+        return void
+
+    def _numbers(self, index: int) -> NDArray[np.int32]:
+        """The map of the objects of image `index`; see `pelagia.data.label_maps`."""
+        flat = self.annotations
+        first, last = int(flat.starts[index]), int(flat.starts[index + 1])
+        width, height = (int(value) for value in self.sizes[index])
+        if self.panoptic_files is not None:
+            path = self.root / self.panoptic_files[index]
+            ids = read_ids(path)
+            if min(width, height) > 0 and ids.shape != (height, width):
+                text = f"the panoptic image has {ids.shape[1]} x {ids.shape[0]} pixels, its image {width} x {height}"
+                raise DataError(f"{text}; they must agree", where=path)
+            # Where stuff was left out, its pixels are of no object.
+            where = str(path) if self.task in ("semantic", "panoptic") else None
+            return label_maps.number_segments(ids, flat.ids[first:last], where)
+        if flat.shapes is None and last > first:
+            raise DataError("the labels hold no outlines to paint a map from", where=self.root)
+        if min(width, height) <= 0:
+            width, height = core_image.image_size(self.image_paths[index])
+        below = self._void(slice(first, last)) | flat.crowd[first:last]
+        return label_maps.paint(self._masks(index, first, last), below, width, height)
+
+    def _cut_truth(self, index: int, truth: Instances) -> Instances:
+        """`truth` with masks cut from the map of objects."""
+        numbers = self._numbers(index)
+        masks = label_maps.segment_crops(numbers, len(truth))
+        if self.panoptic_files is not None:
+            return truth.replace(masks=masks)
+        first = int(self.annotations.starts[index])
+        boxes = np.array([core_masks.bounds(crop) for crop in masks]).reshape(-1, 4)
+        truth = truth.replace(masks=masks, boxes=boxes, ignore=self._void(slice(first, first + len(truth))), areas=None)
+        truth = truth.select(np.array([crop.area > 0 for crop in masks], dtype=np.bool_))
+        rest = core_masks.crop_from_bitmap(numbers == 0)
+        if self.background is None or not rest.area:
+            return truth
+        found = Instances(np.array([self.background]), core_masks.bounds(rest)[None], masks=(rest,))
+        if truth.keypoints is not None:
+            found = found.replace(keypoints=np.zeros((1, *truth.keypoints.shape[1:])))
+        return Instances.concatenate([truth, found])
 
 
 def _relative(path: Path, root: Path) -> str:

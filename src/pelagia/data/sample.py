@@ -21,7 +21,7 @@ class Sample:
         truth: the objects; empty for a background image.
         name: the image's name within its data set, relative, with forward slashes.
         index: position in the data set it came from.
-        semantic: the label of every pixel, for semantic data.
+        semantic: the label of every pixel (255 = ignore), for the task `semantic`.
     """
 
     image: NDArray[Any]

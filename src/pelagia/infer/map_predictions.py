@@ -145,8 +145,9 @@ def read_semantic_predictions(folder: str | Path, dataset: Dataset) -> tuple[Seq
             means several images; when a map is asked for, also if its size is not its image's or a value stands for no class.
         ImageError: when a map is asked for: broken, in colour, or not of whole numbers from 0.
     """
-    if dataset.mask_files is None:
-        raise EvaluationError("the data set has no semantic label images to compare with", where=dataset.root)
+    if dataset.task != "semantic":
+        text = "the data set has no semantic label images to compare with; take its task 'semantic' if it has outlines"
+        raise EvaluationError(text, where=dataset.root)
     files, unknown = _label_files(Path(folder), dataset)
     dataset = replace(dataset, sizes=known_sizes(dataset, range(len(dataset))))
     return MapList(partial(_predicted_classes, dataset, files), len(dataset)), unknown

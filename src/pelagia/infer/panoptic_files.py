@@ -12,21 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pelagia.core import image as core_image
 from pelagia.core.files import read_json
 from pelagia.core.types import Category, Float, Int, Mask, PanopticMap, Segment
+from pelagia.data.panoptic_png import MOST_ID, read_ids
 from pelagia.errors import EvaluationError, FormatError
 from pelagia.infer.match_images import ImageStems, MapList, refuse_all, refuse_size, stem_of
 
 __all__ = ["PanopticFile", "pair_panoptic", "read_panoptic"]
-
-#: The largest id that the three bytes of a pixel hold.
-_MOST_ID = (1 << 24) - 1
-
-#: Bit depth and colour type of an RGB PNG of 8 bits, bytes 24 and 25 of the file (PNG, section 11.2.1).
-_RGB_8 = b"\x08\x02"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,23 +67,11 @@ class PanopticFile:
             Segment(int(self.ids[row]), int(self.labels[row]), _score(float(self.scores[row])), bool(self.crowd[row]))
             for row in rows
         )
-        return PanopticMap(_read_ids(self.folder / self.files[index]), segments)
+        return PanopticMap(read_ids(self.folder / self.files[index]), segments)
 
 
 def _score(value: float) -> float | None:
     return None if np.isnan(value) else value
-
-
-def _read_ids(path: Path) -> NDArray[np.int32]:
-    pixels = core_image.read(path)
-    with open(path, "rb") as stream:
-        head = stream.read(26)
-    if not head.startswith(b"\x89PNG") or head[24:] != _RGB_8:
-        raise FormatError("a panoptic map must be a PNG of RGB with 8 bits; save it without palette and alpha", where=path)
-    ids = pixels[..., 0].astype(np.int32)
-    for channel in (1, 2):
-        ids |= pixels[..., channel].astype(np.int32) << (8 * channel)
-    return ids
 
 
 def read_panoptic(json_file: str | Path, folder: str | Path | None = None) -> PanopticFile:
@@ -165,8 +146,8 @@ def _segments(entry: Any, where: str) -> Iterator[tuple[int, int, bool, float]]:
     seen = set()
     for item in listed:
         number, category = _whole(item, "id", where), _whole(item, "category_id", where)
-        if not 1 <= number <= _MOST_ID:
-            raise FormatError(f"segment ids must be 1 to {_MOST_ID:,}, which three bytes hold, got {number}", where=where)
+        if not 1 <= number <= MOST_ID:
+            raise FormatError(f"segment ids must be 1 to {MOST_ID:,}, which three bytes hold, got {number}", where=where)
         if number in seen:
             raise FormatError(f"segment {number} is listed twice", where=where)
         seen.add(number)
