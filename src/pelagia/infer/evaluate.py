@@ -27,6 +27,7 @@ from pelagia.infer.predict import PredictOptions, objects_of, predict_batch, pre
 from pelagia.infer.progress import track
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.runtimes import Runtime
+from pelagia.metrics.boundary import DEFAULT_BOUNDARY, BoundaryOptions
 from pelagia.metrics.detection import Evidence, gather
 from pelagia.metrics.objects import Kind, Objects
 from pelagia.metrics.panoptic import PanopticResult, PanopticTally
@@ -107,25 +108,32 @@ def evaluate(runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None
 
 
 def tally_maps(
-    runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None
+    runtime: Runtime,
+    dataset: Dataset,
+    options: EvaluateOptions | None = None,
+    *,
+    show: bool | None = None,
+    boundary: BoundaryOptions | None = DEFAULT_BOUNDARY,
 ) -> SemanticTally | PanopticTally:
     """The counts of every image behind the scores of a model that answers with maps, so that images can be weighted.
 
-    `dataset` must be of the model's task (`Dataset.with_task`).
+    `dataset` must be of the model's task (`Dataset.with_task`); `boundary` None leaves out the boundary measures of class maps,
+    which take most of the time.
 
     Raises:
         EvaluationError: see `evaluate`.
     """
     if len(dataset) == 0:
         raise EvaluationError("there is no image to score", where=dataset.root)
-    if runtime.card.task == "panoptic":
-        raise EvaluationError("panoptic truth is not read yet", where=dataset.root)
-    semantic = SemanticTally(len(dataset.categories))
+    semantic = SemanticTally(len(dataset.categories), boundary=boundary)
+    panoptic = PanopticTally(dataset.categories)
     for index, found in enumerate(predictions(runtime, dataset, options, show=show)):
         where = dataset.names[index]
         if isinstance(found, SemanticMap):
             semantic.add(dataset.semantic(index).labels, found.labels, image=index, where=where)
-    return semantic
+        elif isinstance(found, PanopticMap):
+            panoptic.add(dataset.panoptic(index), found, where=where)
+    return panoptic if runtime.card.task == "panoptic" else semantic
 
 
 def score(dataset: Dataset, predictions: Sequence[Instances], task: Task | None = None) -> DetectionResult:

@@ -16,13 +16,14 @@ from pelagia.infer.evaluate import (
     EvaluateOptions,
     Scores,
     choose_thresholds,
-    evaluate,
     predict_dataset,
     predictions,
     score,
+    tally_maps,
 )
 from pelagia.infer.objects import KINDS
 from pelagia.metrics.result import DetectionResult
+from pelagia.metrics.semantic import SemanticTally
 from pelagia.models import checkpoint
 from pelagia.models.runtime import TorchRuntime
 from pelagia.train.run import RunFolder
@@ -74,7 +75,8 @@ def validate(engine: Engine, val: Dataset, folder: RunFolder, epoch: int) -> dic
             found = predict_dataset(runtime, val, options, show=show)
             result: Scores = score(val, found, card.task)
         else:
-            result = evaluate(runtime, val, options, show=show)
+            tally = tally_maps(runtime, val, options, show=show, boundary=None)
+            result = tally.result(categories=val.categories) if isinstance(tally, SemanticTally) else tally.result()
         scores = {name: _number(attrgetter(path)(result)) for name, path in names.items()}
         if scores[chief] is not None and (progress.best is None or scores[chief] > progress.best):
             manifest = {**card.manifest, "epoch": epoch + 1, "metrics": scores}
