@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torchvision.transforms import v2
 
 from pelagia.core import masks as core_masks
-from pelagia.core.types import Category, Instances
+from pelagia.core.types import Category, Instances, SemanticMap
 from pelagia.data.sample import Sample
 from pelagia.errors import DataError
 from pelagia.train.data import Loader, Maker, Plan
@@ -165,3 +165,21 @@ def test_training_with_a_transform(tmp_path: Path) -> None:
     make, plan = Maker(data, options(tmp_path).augment, (64, 64), 0, 9, transform), Plan(6, 3, 0)
     first, again = (next(Loader(make, plan).batches(0, 1)) for _ in range(2))
     assert torch.equal(first.images, again.images)
+
+
+def test_class_maps_follow_the_pixels_and_what_is_uncovered_is_ignored() -> None:
+    labels = np.random.default_rng(1).integers(0, 3, (HEIGHT, WIDTH)).astype(np.uint8)
+    labels[:5] = 255
+    image = np.repeat(np.where(labels == 255, 250, 20 + 60 * labels)[..., None], 3, axis=2).astype(np.uint8)
+    before = Sample(image, Instances.empty(), "x.png", 0, SemanticMap(labels))
+    there = from_tv(to_tv(before), before).semantic
+    assert there is not None
+    assert there.labels.dtype == np.uint8
+    np.testing.assert_array_equal(there.labels, labels)
+    chain = v2.Compose([v2.RandomHorizontalFlip(1.0), v2.RandomAffine(0.0, translate=(0.3, 0.3)), v2.RandomCrop(32)])
+    after = TorchvisionTransform(chain)(before, rng())
+    assert after.semantic is not None
+    moved = after.semantic.labels
+    seen = {0: 255, 20: 0, 80: 1, 140: 2, 250: 255}
+    np.testing.assert_array_equal(moved, np.vectorize(seen.get)(after.image[..., 0]))
+    assert (after.image[..., 0] == 0).any()

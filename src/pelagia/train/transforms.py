@@ -21,7 +21,7 @@ from torchvision import tv_tensors
 
 from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
-from pelagia.core.types import Category, Float, Instances
+from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, SemanticMap
 from pelagia.data.sample import Sample
 from pelagia.errors import DataError, MissingExtraError
 
@@ -62,6 +62,7 @@ def to_tv(sample: Sample) -> dict[str, Any]:
 
     `image` [C, H, W]; `boxes` XYXY, or CXCYWHR in torchvision's degrees counter-clockwise where the sample has oriented boxes;
     `labels` [N] are rows of the truth, not classes, so that what the transform removes is known; `masks` [N, H, W];
+    `semantic` [H, W] is the class map plus one, 0 where it is to be ignored: transforms fill what they uncover with 0;
     `keypoints` [N, K, 2] in pixel indices (torchvision mirrors x to W - 1 - x). `probe` is a small triangle, whose sense of
     rotation tells whether the image was mirrored.
     """
@@ -81,6 +82,9 @@ def to_tv(sample: Sample) -> dict[str, Any]:
         bitmaps = [core_masks.paste(crop, height, width) for crop in truth.masks]
         stacked = np.stack(bitmaps) if bitmaps else np.zeros((0, height, width), dtype=np.bool_)
         values["masks"] = tv_tensors.Mask(torch.from_numpy(stacked))
+    if sample.semantic is not None:
+        labels = sample.semantic.labels.astype(np.int32)
+        values["semantic"] = tv_tensors.Mask(torch.from_numpy(np.where(labels == IGNORE_INDEX, 0, labels + 1)))
     if truth.keypoints is not None:
         _need("KeyPoints", hasattr(tv_tensors, "KeyPoints"))
         values["keypoints"] = tv_tensors.KeyPoints(torch.from_numpy(truth.keypoints[..., :2] - 0.5), canvas_size=size)
@@ -122,7 +126,15 @@ def from_tv(values: dict[str, Any], sample: Sample, categories: Sequence[Categor
             truth = truth.replace(boxes=tight)  # a turned box is loose, a turned mask is not
     if truth.keypoints is not None:
         truth = truth.replace(keypoints=_keypoints(kept("keypoints"), truth, values["probe"], categories, (width, height)))
-    return replace(sample, image=image, truth=_inside(truth, width, height))
+    semantic = None
+    if sample.semantic is not None:
+        coded = torch.as_tensor(values["semantic"]).cpu().numpy()
+        if coded.shape != (height, width):
+            raise DataError(
+                f"the transform made a class map of {list(coded.shape)} for an image of {[height, width]}", where=sample.name
+            )
+        semantic = SemanticMap(np.where(coded == 0, IGNORE_INDEX, coded - 1).astype(sample.semantic.labels.dtype))
+    return replace(sample, image=image, truth=_inside(truth, width, height), semantic=semantic)
 
 
 def _pixels(image: Tensor, sample: Sample) -> NDArray[Any]:
