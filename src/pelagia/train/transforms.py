@@ -130,10 +130,10 @@ def from_tv(values: dict[str, Any], sample: Sample, categories: Sequence[Categor
     if sample.semantic is not None:
         coded = torch.as_tensor(values["semantic"]).cpu().numpy()
         if coded.shape != (height, width):
-            raise DataError(
-                f"the transform made a class map of {list(coded.shape)} for an image of {[height, width]}", where=sample.name
-            )
-        semantic = SemanticMap(np.where(coded == 0, IGNORE_INDEX, coded - 1).astype(sample.semantic.labels.dtype))
+            text = f"the transform made a class map of {list(coded.shape)} for an image of {[height, width]}"
+            raise DataError(text, where=sample.name)
+        labels: NDArray[Any] = np.where(coded == 0, IGNORE_INDEX, coded - 1).astype(sample.semantic.labels.dtype)
+        semantic = SemanticMap(labels)
     return replace(sample, image=image, truth=_inside(truth, width, height), semantic=semantic)
 
 
