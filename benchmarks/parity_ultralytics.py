@@ -1,12 +1,14 @@
-"""Claim: YOLO11 here gives the numbers of Ultralytics' YOLO11, for all sizes, axis-aligned and oriented.
+"""Claim: YOLO11 here gives the numbers of Ultralytics' YOLO11, for all sizes and tasks: boxes, oriented boxes, masks, keypoints.
 
-    python benchmarks/parity_ultralytics.py --peer /path/to/an/environment/bin/python [--sizes nsmlx] [--image-size 320]
+    python benchmarks/parity_ultralytics.py --peer /path/to/an/environment/bin/python [--sizes nsmlx] [--tasks detect oriented instance keypoints] [--image-size 320]
 
 The peer lives in an environment of its own and is only run. It writes checkpoints of scrambled weights and its answers; the
 checkpoints are read by `pelagia.models.foreign`. Compared, as largest difference over largest magnitude: raw outputs, boxes,
-angles and scores of every cell, and for axis-aligned boxes the detections after non-maximum suppression. (Oriented suppression
-differs by design: exact IoU here, ProbIoU there.) Exit code 1 beyond 1e-4, for folded batch normalisation (ours: "fused"; the
-peer's `predict`: "detections") beyond 1e-3, or with fewer than 20 detections.
+angles, keypoints and scores of every cell, and for axis-aligned boxes the detections after non-maximum suppression. (Oriented
+suppression differs by design: exact IoU here, ProbIoU there.) The masks that come of the same raw outputs are compared with the
+peer's masks at the resolution of the original, by IoU, least and mean: the peer cuts masks at whole pixels and resamples in two
+steps. Exit code 1 beyond 1e-4, for folded batch normalisation (ours: "fused"; the peer's `predict`: "detections" and their
+keypoints) beyond 1e-3, with fewer than 20 detections, or with a mean IoU of masks below 0.98.
 """
 
 from __future__ import annotations

@@ -13,16 +13,20 @@ from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
+from pelagia.core.masks import paste
 from pelagia.core.types import Category, Instances
 from pelagia.decode import DecodeOptions, decode
 from pelagia.decode.grids import CANDIDATES, anchors, decode_grids
+from pelagia.decode.resample import bilinear
 from pelagia.errors import ModelError
 
 BINS = 16
+TASKS = ["detect", "oriented", "instance", "keypoints"]
 
 
 def make_card(task: str = "detect", classes: int = 3, size: tuple[int, int] = (64, 96)) -> ModelCard:
-    names = tuple(Category(id=10 + i, name=f"class {i}") for i in range(classes))
+    points = ("head", "middle", "tail") if task == "keypoints" else ()
+    names = tuple(Category(id=10 + i, name=f"class {i}", keypoints=points) for i in range(classes))
     return ModelCard(name="test", task=task, decoder="grids", categories=names, input_size=size)  # type: ignore[arg-type]
 
 
@@ -35,6 +39,12 @@ def random_outputs(card: ModelCard, batch: int, seed: int) -> dict[str, NDArray[
     }
     if card.task == "oriented":
         outputs["angles"] = rng.normal(0, 2, (batch, 1, cells)).astype(np.float32)
+    if card.task == "instance":
+        height, width = card.input_size
+        outputs["coefficients"] = rng.normal(0, 1, (batch, 5, cells)).astype(np.float32)
+        outputs["prototypes"] = rng.normal(0, 1, (batch, 5, height // 4, width // 4)).astype(np.float32)
+    if card.task == "keypoints":
+        outputs["keypoints"] = rng.normal(0, 1, (batch, 9, cells)).astype(np.float32)
     return outputs
 
 
@@ -78,7 +88,7 @@ def corners(box: NDArray[Any]) -> NDArray[Any]:
     return np.array([[-w, -h], [w, -h], [w, h], [-w, h]]) / 2 @ turn.T + [cx, cy]
 
 
-@pytest.mark.parametrize("task", ["detect", "oriented"])
+@pytest.mark.parametrize("task", TASKS)
 def test_equals_the_definition_where_nothing_is_suppressed(task: str) -> None:
     card = make_card(task)
     outputs = random_outputs(card, 2, seed=1)
@@ -93,7 +103,7 @@ def test_equals_the_definition_where_nothing_is_suppressed(task: str) -> None:
         np.testing.assert_array_equal(got.labels, [item[0] for item in expected])
         np.testing.assert_allclose(got.scores, [item[1] for item in expected], rtol=1e-6)
         values = np.array([item[2] for item in expected])
-        if task == "detect":
+        if task != "oriented":
             np.testing.assert_allclose(got.boxes, values * 2 + 1000, rtol=1e-9)
             continue
         assert got.oriented is not None
@@ -105,7 +115,7 @@ def test_equals_the_definition_where_nothing_is_suppressed(task: str) -> None:
             assert distance.min(axis=1).max() < 1e-6
 
 
-@given(st.integers(0, 10_000), st.floats(0.0, 1.0), st.booleans(), st.booleans(), st.sampled_from(["detect", "oriented"]))
+@given(st.integers(0, 10_000), st.floats(0.0, 1.0), st.booleans(), st.booleans(), st.sampled_from(TASKS))
 @settings(max_examples=25, deadline=None)
 def test_scores_thresholds_order_and_borders(seed: int, threshold: float, multi_label: bool, agnostic: bool, task: str) -> None:
     card = make_card(task)
@@ -118,9 +128,90 @@ def test_scores_thresholds_order_and_borders(seed: int, threshold: float, multi_
     assert (np.diff(found.scores) <= 0).all()
     x1, y1, x2, y2 = found.box_array.T
     assert ((x1 < 96) & (x2 > 0) & (y1 < 64) & (y2 > 0)).all()
-    if task == "detect":
+    if task != "oriented":
         assert (x1 >= 0).all()
         assert (y2 <= 64).all()
+    if found.masks is not None:
+        assert all(mask.x >= 0 and mask.y >= 0 for mask in found.masks)
+        assert all(mask.x + mask.bitmap.shape[1] <= 96 and mask.y + mask.bitmap.shape[0] <= 64 for mask in found.masks)
+
+
+def naive_mask(
+    outputs: dict[str, NDArray[Any]], cell: int, box: NDArray[Any], frame: Frame, threshold: float
+) -> NDArray[np.bool_]:
+    """Pixel by pixel: is its centre in the box and what the network saw, and what do the four cells around it say?"""
+    logits = np.tensordot(outputs["coefficients"][0, :, cell].astype(float), outputs["prototypes"][0].astype(float), axes=1)
+    rows, columns = logits.shape
+    found = np.zeros((frame.height, frame.width), dtype=np.bool_)
+    for row in range(frame.height):
+        for column in range(frame.width):
+            x, y = column + 0.5, row + 0.5
+            u, v = frame.inverse @ [x, y, 1.0]
+            if not (box[0] <= x < box[2] and box[1] <= y < box[3] and 0 <= u < columns * 4 and 0 <= v < rows * 4):
+                continue
+            u, v = min(max(u / 4 - 0.5, 0), columns - 1), min(max(v / 4 - 0.5, 0), rows - 1)
+            i, j = min(int(v), rows - 2), min(int(u), columns - 2)
+            down, right = v - i, u - j
+            value = (logits[i, j] * (1 - right) + logits[i, j + 1] * right) * (1 - down)
+            value += (logits[i + 1, j] * (1 - right) + logits[i + 1, j + 1] * right) * down
+            found[row, column] = 1 / (1 + math.exp(-value)) >= threshold
+    return found
+
+
+# The whole image enlarged; shrunk with a margin; a tile of a larger image, beyond whose border boxes reach.
+FRAMES = {
+    "enlarged": Frame.letterbox(40, 33, 96, 64),
+    "shrunk": Frame.letterbox(250, 90, 96, 64),
+    "tile": Frame(np.array([[0.5, 0.0, 11.0], [0.0, 0.5, 7.0]]), 70, 50),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("threshold", [0.5, 0.8])
+def test_masks_equal_the_definition_pixel_by_pixel(name: str, threshold: float) -> None:
+    card, frame = make_card("instance"), FRAMES[name]
+    outputs = random_outputs(card, 1, seed=4)
+    options = DecodeOptions(score=0.3, nms_iou=0.3, mask=threshold)
+    (found,) = decode_grids(outputs, [frame], card, options)
+    assert found.masks is not None
+    assert found.scores is not None
+    assert len(found) >= 5
+    everything = naive(outputs, 0, card, 0.0)
+    assert len(everything) == len(anchors(card.input_size)[0])
+    scores = np.array([item[1] for item in everything])
+    some = 0
+    for mask, box, score in zip(found.masks, found.box_array, found.scores, strict=True):
+        cell = int(np.abs(scores - score).argmin())
+        expected = naive_mask(outputs, cell, box, frame, threshold)
+        np.testing.assert_array_equal(paste(mask, frame.height, frame.width), expected)
+        some += int(expected.sum())
+    assert some > 500
+
+
+def test_keypoints_equal_the_definition() -> None:
+    card = make_card("keypoints", size=(64, 64))
+    outputs = random_outputs(card, 1, seed=5)
+    outputs["scores"][:] = -9
+    # Cells of the three grids: column 3, row 2 of stride 8; column 1, row 3 of stride 16; column 1, row 0 of stride 32.
+    places = {2 * 8 + 3: (3, 2, 8), 64 + 3 * 4 + 1: (1, 3, 16), 80 + 1: (1, 0, 32)}
+    for rank, cell in enumerate(places):
+        outputs["scores"][0, 0, cell] = 4 - rank
+    frame = Frame(np.array([[2.0, 0.0, -5.0], [0.0, 2.0, 3.0]]), 200, 200)
+    (found,) = decode_grids(outputs, [frame], card, DecodeOptions(nms_iou=1.0))
+    assert found.keypoints is not None
+    assert len(found) == 3
+    for points, (cell, (column, row, stride)) in zip(found.keypoints, places.items(), strict=True):
+        for point in range(3):
+            a, b, c = outputs["keypoints"][0, 3 * point : 3 * point + 3, cell].astype(float)
+            expected = [(2 * a + column) * stride * 2 - 5, (2 * b + row) * stride * 2 + 3, 1 / (1 + math.exp(-c))]
+            np.testing.assert_allclose(points[point], expected, rtol=1e-9)
+
+
+def test_bilinear_is_constant_beyond_the_border_and_exact_at_the_points() -> None:
+    grid = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    np.testing.assert_array_equal(bilinear(grid, np.arange(4.0), np.arange(5.0)), grid)
+    np.testing.assert_array_equal(bilinear(grid, np.array([-3.0, 9.0]), np.array([-0.1, 7.0])), grid[[0, -1]][:, [0, -1]])
+    np.testing.assert_allclose(bilinear(grid, np.array([0.25]), np.array([1.0])), 0.75 * grid[0:1, 1:2] + 0.25 * grid[1:2, 1:2])
 
 
 def test_a_class_threshold_overrides_and_a_cell_answers_with_its_best_class_only() -> None:
@@ -191,6 +282,27 @@ def test_the_registry_finds_the_decoder() -> None:
 )
 def test_wrong_outputs_are_named(change: Any, message: str) -> None:
     card = make_card("oriented")
+    outputs = random_outputs(card, 1, seed=0)
+    change(outputs)
+    with pytest.raises(ModelError, match=message):
+        decode_grids(outputs, [Frame.identity(96, 64)], card, DecodeOptions())
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("instance", lambda outputs: outputs.pop("prototypes"), "no output 'prototypes'"),
+        (
+            "instance",
+            lambda outputs: outputs.update(prototypes=outputs["prototypes"][..., 1:]),
+            r"'prototypes' has shape .*16, 24",
+        ),
+        ("instance", lambda outputs: outputs.update(coefficients=outputs["coefficients"][:, 1:]), "5 prototypes for 4"),
+        ("keypoints", lambda outputs: outputs.update(keypoints=outputs["keypoints"][:, :6]), r"'keypoints' has shape .*9, 126"),
+    ],
+)
+def test_wrong_outputs_of_the_tasks_are_named(task: str, change: Any, message: str) -> None:
+    card = make_card(task)
     outputs = random_outputs(card, 1, seed=0)
     change(outputs)
     with pytest.raises(ModelError, match=message):

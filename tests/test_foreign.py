@@ -48,7 +48,9 @@ def foreign_classes() -> Iterator[dict[str, type]]:
 def reference(task: Task, classes: int = 3) -> Model:
     """YOLO11n with weights that half precision holds exactly."""
     torch.manual_seed(0)
-    model = registry.create("yolo11n", [Category(index, str(index)) for index in range(classes)], task, input_size=64)
+    points = tuple(f"point {number}" for number in range(5)) if task == "keypoints" else ()
+    categories = [Category(index, str(index), keypoints=points) for index in range(classes)]
+    model = registry.create("yolo11n", categories, task, input_size=64)
     with torch.no_grad():
         for value in model.state_dict().values():
             if value.is_floating_point():
@@ -88,12 +90,14 @@ def write_reference(path: Path, model: Model, classes: dict[str, type], key: str
     root.args.imgsz = 320
     root.stride = torch.tensor([8.0, 16.0, 32.0])
     root.path = Path("weights.pt")
+    if model.card.task == "keypoints":
+        root.kpt_shape = [5, 3]
     content = {"epoch": -1, "ema": None, "model": None, "optimizer": None, "date": "2026", "license": "AGPL-3.0 License"}
     torch.save({**content, key: root}, path)
 
 
 @pytest.mark.parametrize("key", ["model", "ema"])
-@pytest.mark.parametrize("task", ["detect", "oriented"])
+@pytest.mark.parametrize("task", ["detect", "oriented", "instance", "keypoints"])
 def test_reads_a_module_tree(task: Task, key: str, tmp_path: Path, foreign_classes: dict[str, type]) -> None:
     model = reference(task)
     write_reference(tmp_path / "best.pt", model, foreign_classes, key)
@@ -104,6 +108,7 @@ def test_reads_a_module_tree(task: Task, key: str, tmp_path: Path, foreign_class
     card = loaded.card
     assert (card.name, card.task, card.input_size) == ("yolo11n", task, (320, 320))
     assert card.class_names == ("centric", "pennate", "chain")
+    assert [len(category.keypoints) for category in card.categories] == [5 if task == "keypoints" else 0] * 3
     assert card.licence == "AGPL-3.0"
     assert "best.pt" in card.source
     with torch.inference_mode():
@@ -131,6 +136,39 @@ def test_foreign_names_are_those_of_the_published_state_dictionary() -> None:
     assert {foreign_name(name): name for name in expected} == {value: key for key, value in expected.items()}
     assert expected.keys() <= names
     assert len({foreign_name(name) for name in names}) == len(names)
+
+
+def test_foreign_names_of_masks_and_keypoints() -> None:
+    expected = {
+        "head.coefficients.2.0.norm.weight": "model.23.cv4.2.0.bn.weight",
+        "head.coefficients.0.2.bias": "model.23.cv4.0.2.bias",
+        "prototypes.enter.conv.weight": "model.23.proto.cv1.conv.weight",
+        "prototypes.enlarge.bias": "model.23.proto.upsample.bias",
+        "prototypes.refine.norm.running_mean": "model.23.proto.cv2.bn.running_mean",
+        "prototypes.narrow.conv.weight": "model.23.proto.cv3.conv.weight",
+    }
+    names = reference("instance").state_dict().keys()
+    assert {name: foreign_name(name) for name in expected} == expected
+    assert expected.keys() <= names
+    assert len({foreign_name(name) for name in names}) == len(names)
+    assert foreign_name("head.keypoints.1.1.conv.weight") == "model.23.cv4.1.1.conv.weight"
+    assert "head.keypoints.1.1.conv.weight" in reference("keypoints").state_dict()
+
+
+def test_keypoints_that_cannot_be_read_are_refused(tmp_path: Path, foreign_classes: dict[str, type]) -> None:
+    tensors = {foreign_name(name): value for name, value in reference("keypoints").state_dict().items()}
+    torch.save(tensors, tmp_path / "a.pt")  # 15 numbers: 5 points of three, since 15 is odd
+    assert load_foreign(tmp_path / "a.pt").card.task == "keypoints"
+    last = "model.23.cv4.0.2.weight"
+    torch.save({**tensors, last: torch.zeros(12, *tensors[last].shape[1:])}, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match="6 points of x and y or 4 of x, y and visibility"):
+        load_foreign(tmp_path / "b.pt")
+    for shape in ([5, 2], [4, 3]):
+        root = tree(tensors, foreign_classes)
+        root.kpt_shape = shape
+        torch.save({"model": root}, tmp_path / "c.pt")
+        with pytest.raises(CheckpointError, match=f"its keypoints are {shape[0]} x {shape[1]}"):
+            load_foreign(tmp_path / "c.pt")
 
 
 def test_a_plain_state_dictionary_is_read_too(tmp_path: Path) -> None:

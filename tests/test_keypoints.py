@@ -10,8 +10,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pelagia.core.keypoints import COCO_PERSON_SIGMAS, flip, oks
-from pelagia.errors import LabelError, OptionError
+from pelagia.core.keypoints import COCO_PERSON_SIGMAS, flip, keypoint_sigmas, oks, point_count
+from pelagia.core.types import Category
+from pelagia.errors import LabelError, ModelError, OptionError
 
 
 def _reference(predicted: np.ndarray, truth: np.ndarray, areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -83,3 +84,18 @@ def test_flip_mirrors_and_exchanges_partners() -> None:
     np.testing.assert_array_equal(flip(points, 100)[0, :2, 0], [90.0, 70.0])
     with pytest.raises(OptionError, match="once"):
         flip(points, 100, (1, 1, 2))
+
+
+def test_classes_must_agree_on_the_number_of_keypoints() -> None:
+    def classes(*counts: int) -> list[Category]:
+        return [Category(index, f"c{index}", keypoints=tuple(map(str, range(count)))) for index, count in enumerate(counts)]
+
+    assert point_count(classes(4, 4), where="model") == 4
+    for counts, message in (((4, 3), "c0 4, c1 3"), ((0, 0), "c0 0"), ((), "have none")):
+        with pytest.raises(ModelError, match=message):
+            point_count(classes(*counts), where="model")
+
+
+def test_sigmas_are_those_of_a_person_or_all_the_same() -> None:
+    assert keypoint_sigmas(17) == COCO_PERSON_SIGMAS
+    assert keypoint_sigmas(3) == (0.05,) * 3

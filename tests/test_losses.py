@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from pelagia.core.keypoints import COCO_PERSON_SIGMAS, oks_aligned
 from pelagia.core.oriented import iou_aligned
 from pelagia.losses.boxes import angle_loss, distribution_focal, nearest_form
 from pelagia.losses.classify import binary_cross_entropy_sum, sigmoid_focal, softmax_focal
+from pelagia.losses.keypoints import keypoint_similarity_loss, visibility_loss
 from pelagia.losses.masks import dice
 
 
@@ -146,3 +148,32 @@ def test_dice_is_its_formula(seed: int, smooth: float) -> None:
         either = p[mask].sum().item() + t[mask].sum().item()
         assert value == pytest.approx(1 - (2 * both + smooth) / (either + smooth))
     assert dice(torch.zeros(1, 5), torch.zeros(1, 5)).item() == 0
+
+
+def test_the_loss_of_keypoints_is_one_minus_the_similarity_that_the_metric_computes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = 100 * torch.rand(40, 17, 3, dtype=torch.float64, generator=generator)
+    truth[..., 2] = torch.randint(0, 3, (40, 17), generator=generator)
+    truth[0, :, 2] = 0
+    points = truth[..., :2] + 4 * torch.randn(40, 17, 2, dtype=torch.float64, generator=generator)
+    points[0] = 1e200  # nothing is labelled here, so nothing may come of it
+    points.requires_grad_()
+    areas = 100 + 4000 * torch.rand(40, dtype=torch.float64, generator=generator)
+    sigmas = torch.tensor(COCO_PERSON_SIGMAS, dtype=torch.float64)
+    found = keypoint_similarity_loss(points, truth, areas, sigmas)
+    predicted = torch.cat((points.detach(), torch.ones(40, 17, 1)), 2).numpy()
+    expected = 1 - oks_aligned(predicted[1:], truth[1:].numpy(), areas[1:].numpy(), np.zeros((39, 4)), sigmas.numpy())
+    np.testing.assert_allclose(found[1:].detach().numpy(), expected, rtol=1e-12)
+    assert 0.2 < expected.mean() < 0.8
+    assert found[0].item() == 0
+    found.sum().backward()
+    assert points.grad is not None
+    assert bool((points.grad[truth[..., 2] == 0] == 0).all())
+    assert bool((points.grad[truth[..., 2] > 0] != 0).any())
+
+
+def test_the_loss_of_visibility_asks_whether_a_point_is_labelled() -> None:
+    truth = torch.tensor([[[0, 0, 0], [0, 0, 1], [0, 0, 2.0]]])
+    logits = torch.tensor([[0.5, -1.0, 2.0]])
+    expected = (math.log(1 + math.exp(0.5)) + math.log(1 + math.exp(1.0)) + math.log(1 + math.exp(-2.0))) / 3
+    assert visibility_loss(logits, truth).item() == pytest.approx(expected)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from pelagia.core import masks as core_masks
 from pelagia.core.types import Instances, MaskCrop
 from pelagia.data.sample import Sample
+from pelagia.models import targets
 from pelagia.models.targets import MaskCrops
 from pelagia.train.data import collate
 
@@ -51,8 +53,27 @@ def test_shares_are_means_over_cells() -> None:
     np.testing.assert_allclose(masks.shares(4, torch.tensor([2])).numpy(), expected[2:3], atol=1e-6)
 
 
+def test_shares_of_cells_within_the_windows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = samples()
+    masks = collate(items).targets.masks
+    assert masks is not None
+    rows = torch.tensor([4, 0, 2, 2, 1, 3])
+    for at_once in (1, 70, 1_000_000):
+        monkeypatch.setattr(targets, "_PIXELS_AT_ONCE", at_once)
+        shares, windows = masks.cells(4, rows)
+        rebuilt, start = np.zeros((6, 4, 6), dtype=np.float32), 0
+        for index, (x1, y1, x2, y2) in enumerate(windows.tolist()):
+            size = (x2 - x1) * (y2 - y1)
+            rebuilt[index, y1:y2, x1:x2] = shares[start : start + size].numpy().reshape(y2 - y1, x2 - x1)
+            start += size
+        assert start == len(shares)
+        np.testing.assert_array_equal(rebuilt, masks.shares(4, rows).numpy())
+
+
 def test_no_mask_at_all() -> None:
     none = MaskCrops(torch.zeros(0, dtype=torch.bool), torch.zeros(0, 4, dtype=torch.int64), 16, 24)
     assert none.dense().shape == (0, 16, 24)
     assert none.shares(8).shape == (0, 2, 3)
     assert len(none.areas) == 0
+    shares, windows = none.cells(4, torch.zeros(0, dtype=torch.int64))
+    assert (len(shares), windows.shape) == (0, (0, 4))

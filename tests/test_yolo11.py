@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,25 +12,28 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pelagia.core.frame import Frame
+from pelagia.core.masks import paste
 from pelagia.core.oriented import canonical, iou_aligned
 from pelagia.core.types import Category, Instances, Task
 from pelagia.decode import DecodeOptions
 from pelagia.errors import ModelError
 from pelagia.models import registry
 from pelagia.models.grids.yolo11 import YOLO11, Options
-from pelagia.models.model import Model, Targets
+from pelagia.models.model import MaskCrops, Model, Targets
 from pelagia.nn.grids import cell_centres, grids_of
 
 SIZES = [(entry.name, task) for entry in registry.entries() if entry.name.startswith("yolo11") for task in entry.tasks]
 
 
-def categories(count: int) -> tuple[Category, ...]:
-    return tuple(Category(index, f"class {index}") for index in range(count))
+def categories(count: int, points: int = 0) -> tuple[Category, ...]:
+    names = tuple(f"point {number}" for number in range(points))
+    return tuple(Category(index, f"class {index}", keypoints=names) for index in range(count))
 
 
 def tiny(task: Task, size: tuple[int, int] = (64, 96), classes: int = 2) -> Model:
     torch.manual_seed(0)
-    return registry.create("yolo11n", categories(classes), task, input_size=size, options=registry.entry("yolo11n").tiny)
+    chosen = categories(classes, 3 if task == "keypoints" else 0)
+    return registry.create("yolo11n", chosen, task, input_size=size, options=registry.entry("yolo11n").tiny)
 
 
 @pytest.mark.parametrize(("name", "task"), SIZES)
@@ -38,7 +42,7 @@ def test_parameters_and_operations_are_the_published_ones(name: str, task: Task)
     entry = registry.entry(name)
     side = entry.input_size[task]
     with torch.device("meta"):
-        model = registry.create(name, categories(80), task, input_size=side).eval()
+        model = registry.create(name, categories(80, 17 if task == "keypoints" else 0), task, input_size=side).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.zeros(1, 3, side, side))
     assert sum(parameter.numel() for parameter in model.parameters()) + 16 == entry.parameters[task]
@@ -114,6 +118,87 @@ def targets_of(task: Task, truth: Tensor, labels: Tensor, ignore: Tensor | None 
     return Targets(torch.zeros(len(truth), dtype=torch.int64), labels, boxes, 1, oriented=oriented, ignore=flags)
 
 
+def complete(target: Targets, size: tuple[int, int] = (64, 96)) -> Targets:
+    """Masks that fill the boxes, and three points in them."""
+    limits = torch.tensor([size[1], size[0]]).repeat(2)
+    windows = torch.minimum(target.boxes.round().long().clamp(min=0), limits)
+    bits = torch.ones(int((windows[:, 2:] - windows[:, :2]).prod(1).sum()), dtype=torch.bool)
+    middle = (target.boxes[:, :2] + target.boxes[:, 2:]) / 2
+    points = torch.stack((target.boxes[:, :2], middle, target.boxes[:, 2:]), 1)
+    seen = torch.tensor([2.0, 0.0, 1.0], dtype=points.dtype).expand(len(points), 3)[..., None]
+    return replace(target, masks=MaskCrops(bits, windows, *size), keypoints=torch.cat((points, seen), 2))
+
+
+def test_the_mask_loss_reads_outputs_as_the_decoder_does() -> None:
+    size = (64, 96)
+    model = tiny("instance", size)
+    truth = torch.tensor([[8.0, 8, 32, 24], [40, 12, 80, 60]], dtype=torch.float64)
+    outputs = perfect_outputs(truth, torch.tensor([0, 1]), "detect", size, 2)
+    inner = torch.tensor([[12, 12, 28, 20], [48, 20, 72, 52]])  # masks smaller than their boxes, of whole prototype cells
+    masks = MaskCrops(torch.ones(int((inner[:, 2:] - inner[:, :2]).prod(1).sum()), dtype=torch.bool), inner, *size)
+    # One prototype for each object: its mask.
+    outputs["prototypes"] = 40 * masks.shares(4).double()[None] - 20
+    outputs["coefficients"] = torch.zeros(1, 2, outputs["scores"].shape[2], dtype=torch.float64)
+    for row in range(2):
+        outputs["coefficients"][0, row, outputs["scores"][0, row].argmax()] = 1.0
+    target = replace(targets_of("detect", truth, torch.tensor([0, 1])), masks=masks)
+    found = model.decode(outputs, [Frame.identity(96, 64)], DecodeOptions(score=0.5))[0]
+    assert isinstance(found, Instances)
+    assert found.masks is not None
+    for label, mask in zip(found.labels, found.masks, strict=True):
+        differ = paste(mask, *size) != masks.dense(torch.tensor([label]))[0].numpy()
+        assert differ.sum() == 4  # interpolation rounds the four corners
+    assert model.loss(outputs, target)["mask"].item() < 1e-3
+    outputs["coefficients"] = outputs["coefficients"].flip(1)  # each answers with the mask of the other
+    assert model.loss(outputs, target)["mask"].item() > 1
+
+
+def test_the_loss_of_keypoints_reads_outputs_as_the_decoder_does() -> None:
+    size = (64, 96)
+    model = tiny("keypoints", size)
+    truth = torch.tensor(TRUTH["detect"], dtype=torch.float64)
+    labels = torch.tensor([0, 1, 1])
+    outputs = perfect_outputs(truth, labels, "detect", size, 2)
+    target = complete(targets_of("detect", truth, labels))
+    assert target.keypoints is not None
+    outputs["keypoints"] = torch.zeros(1, 9, outputs["scores"].shape[2], dtype=torch.float64)
+    centres, strides = cell_centres(grids_of(*size, (8, 16, 32)), torch.device("cpu"), torch.float64)
+    for row, label in enumerate(labels.tolist()):
+        away = (centres - (truth[row, :2] + truth[row, 2:]) / 2).norm(dim=1)
+        cell = int(away.argmin())
+        assert outputs["scores"][0, label, cell] == 20
+        place = target.keypoints[row, :, :2] / strides[cell] - (centres[cell] / strides[cell] - 0.5)
+        outputs["keypoints"][0, :, cell] = torch.cat((place / 2, 40 * (target.keypoints[row, :, 2:] > 0) - 20.0), 1).flatten()
+    found = model.decode(outputs, [Frame.identity(96, 64)], DecodeOptions(score=0.5))[0]
+    assert isinstance(found, Instances)
+    assert found.keypoints is not None
+    order = np.argsort(found.box_array[:, 0])
+    np.testing.assert_allclose(found.keypoints[order][..., :2], target.keypoints[..., :2], atol=1e-6)
+    np.testing.assert_allclose(found.keypoints[..., 2], [[1, 0, 1]] * 3, atol=1e-6)
+    terms = model.loss(outputs, target)
+    assert terms["point"].item() < 1e-6
+    assert terms["visibility"].item() < 1e-6
+    # The point that is not labelled may lie anywhere, and its visibility is what is learnt.
+    outputs["keypoints"][0, 3:5] += 3
+    assert model.loss(outputs, target)["point"].item() < 1e-6
+    outputs["keypoints"][0, :2] += 3
+    assert model.loss(outputs, target)["point"].item() > 1
+
+
+@pytest.mark.parametrize("task", ["instance", "keypoints"])
+def test_masks_and_keypoints_of_ignore_regions_teach_nothing(task: Task) -> None:
+    model = tiny(task).double().train()
+    truth, labels = torch.tensor(TRUTH["detect"], dtype=torch.float64), torch.tensor([0, 1, 1])
+    outputs = {name: value.detach() for name, value in model(torch.rand(1, 3, 64, 96, dtype=torch.float64)).items()}
+    ignore = torch.tensor([False, True, False])
+    target = complete(targets_of("detect", truth, labels, ignore))
+    terms = model.loss(outputs, target)
+    without = complete(targets_of("detect", truth[~ignore], labels[~ignore]))
+    for name in ("mask",) if task == "instance" else ("point", "visibility"):
+        assert terms[name].item() > 0
+        torch.testing.assert_close(terms[name], model.loss(outputs, without)[name])
+
+
 @pytest.mark.parametrize("task", ["detect", "oriented"])
 def test_ignore_regions_neither_reward_nor_punish(task: Task) -> None:
     model = tiny(task)
@@ -139,12 +224,12 @@ def test_only_ignore_regions_leave_a_finite_background_loss() -> None:
     assert all(value.item() == 0 for value in terms.values())
 
 
-@pytest.mark.parametrize("task", ["detect", "oriented"])
+@pytest.mark.parametrize("task", ["detect", "oriented", "instance", "keypoints"])
 def test_two_processes_with_a_shared_normaliser_equal_one(task: Task) -> None:
     """`reduce` is called once; its mean over processes makes the gradients those of the whole batch."""
     model = tiny(task).double().eval()
     images = torch.rand(4, 3, 64, 96, dtype=torch.float64)
-    truth = torch.tensor(TRUTH[task] * 4, dtype=torch.float64)
+    truth = torch.tensor(TRUTH["oriented" if task == "oriented" else "detect"] * 4, dtype=torch.float64)
     batch = torch.tensor([0, 1, 1, 2, 2, 2, 0, 2, 3, 3, 3, 3])
     labels = torch.arange(12) % 2
 
@@ -152,7 +237,9 @@ def test_two_processes_with_a_shared_normaliser_equal_one(task: Task) -> None:
         keep = (batch >= first) & (batch < first + count)
         oriented = truth[keep] if task == "oriented" else None
         boxes = torch.zeros(int(keep.sum()), 4) if task == "oriented" else truth[keep]
-        return images[first : first + count], Targets(batch[keep] - first, labels[keep], boxes, count, oriented=oriented)
+        return images[first : first + count], complete(
+            Targets(batch[keep] - first, labels[keep], boxes, count, oriented=oriented)
+        )
 
     def gradients(first: int, count: int) -> list[Tensor]:
         chosen, target = part(first, count)
@@ -222,6 +309,19 @@ def test_the_angle_of_a_slender_box_is_learnt_from_far(angle: float) -> None:
     assert isinstance(found, Instances)
     assert found.oriented is not None
     assert iou_aligned(found.oriented, truth.numpy())[0] > 0.9
+
+
+def test_masks_and_keypoints_need_their_truth() -> None:
+    none = targets_of("detect", torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    for task, message in (("instance", "needs masks"), ("keypoints", "needs keypoints")):
+        model = tiny(task)
+        with pytest.raises(ModelError, match=message):
+            model.loss(model(torch.zeros(1, 3, 64, 96)), none)
+    model = tiny("keypoints")
+    with pytest.raises(ModelError, match="have 5 keypoints, the model 3"):
+        model.loss(model(torch.zeros(1, 3, 64, 96)), replace(none, keypoints=torch.zeros(0, 5, 3)))
+    with pytest.raises(ModelError, match="same number of keypoints"):
+        registry.create("yolo11n", categories(2), "keypoints")
 
 
 def test_oriented_needs_oriented_truth() -> None:

@@ -6,14 +6,18 @@ Keypoints are [N, K, 3]: x, y in continuous pixels and v = 0 not labelled, 1 hid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import ArrayLike
 
-from pelagia.core.types import Float, Mask
-from pelagia.errors import LabelError, OptionError
+from pelagia.core.types import Category, Float, Mask
+from pelagia.errors import LabelError, ModelError, OptionError
 
-__all__ = ["COCO_PERSON_SIGMAS", "flip", "oks", "oks_aligned"]
+__all__ = ["COCO_PERSON_SIGMAS", "DEFAULT_SIGMA", "flip", "keypoint_sigmas", "oks", "oks_aligned", "point_count", "similarity"]
+
+ArrayT = TypeVar("ArrayT")  # a numpy array or a torch tensor
 
 #: Per-point standard deviations of COCO's 17 points of a person, as fractions of the square root of the object's area
 #: (cocodataset.org/#keypoints-eval): nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles; each pair left, right.
@@ -21,6 +25,43 @@ COCO_PERSON_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
     *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
 )
+#: Of a point that has no published sigma: near the mean of COCO's.
+DEFAULT_SIGMA = 0.05
+
+#: Keeps an object without area from dividing by zero.
+_TINY = float(np.spacing(1))
+
+
+def point_count(categories: Sequence[Category], *, where: str) -> int:
+    """K, the number of keypoints that every category has.
+
+    Raises:
+        ModelError: a category has none, or they differ; `where` names the model.
+    """
+    counts = {category.name: len(category.keypoints) for category in categories}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:8])
+        raise ModelError(
+            f"every class needs the same number of keypoints, at least one; the classes have {shown or 'none'}", where=where
+        )
+    return next(iter(counts.values()))
+
+
+def keypoint_sigmas(points: int) -> tuple[float, ...]:
+    """COCO's for the 17 points of a person, 0.05 for every point otherwise."""
+    return COCO_PERSON_SIGMAS if points == len(COCO_PERSON_SIGMAS) else (DEFAULT_SIGMA,) * points
+
+
+def similarity(squared: ArrayT, areas: ArrayT, sigmas: ArrayT) -> ArrayT:
+    """[P, K] the term of one point in COCO's similarity: exp(-d² / (2 s² (2 sigma)²)); gradients flow.
+
+    `squared` [P, K] are d², `areas` [P] are s² in square pixels, `sigmas` [K] as fractions of s.
+    """
+    d2: Any = squared
+    spread: Any = sigmas
+    size: Any = areas
+    result: ArrayT = array_namespace(squared).exp(-d2 / (2 * spread) ** 2 / (size[:, None] + _TINY) / 2)
+    return result
 
 
 def oks(predicted: Float, truth: Float, areas: ArrayLike, boxes: Float, sigmas: Sequence[float]) -> Float:
@@ -67,9 +108,9 @@ def oks_aligned(predicted: Float, truth: Float, areas: Float, boxes: Float, sigm
     low, high = (boxes[:, :2] - sides)[:, None], (boxes[:, 2:] + sides)[:, None]  # [P, 1, 2]
     outside = np.maximum(low - position, 0.0) + np.maximum(position - high, 0.0)
     offset = np.where(whole[:, None, None], outside, position - truth[:, :, :2])
-    exponent = (offset**2).sum(axis=2) / (2 * sigmas) ** 2 / (areas[:, None] + np.spacing(1)) / 2  # [P, K]
+    near = similarity((offset**2).sum(axis=2), areas, sigmas)  # [P, K]
     weight = labelled | whole[:, None]
-    result: Float = (np.exp(-exponent) * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
+    result: Float = (near * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
     return result
 
 

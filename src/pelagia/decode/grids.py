@@ -1,13 +1,19 @@
 """Decoding of one-stage detectors that answer at every cell of three grids (the YOLO family since v8).
 
 A cell predicts class logits and, for each side of a box, a discrete distribution over distances (Li et al., "Generalized Focal
-Loss", NeurIPS 2020, eq. 6: distribution focal loss; the distance is its expectation). Oriented boxes add one angle per cell.
+Loss", NeurIPS 2020, eq. 6: distribution focal loss; the distance is its expectation). Oriented boxes add one angle per cell,
+masks the coefficients of a sum of prototypes that the whole image shares (Bolya et al., "YOLACT", ICCV 2019), keypoints three
+numbers each (Maji et al., "YOLO-Pose", CVPRW 2022).
 
 Raw outputs, A cells over all grids, row by row, finest grid first:
 
     boxes   [B, 4 R, A]   logits of the distances left, top, right, bottom, R bins each, in units of the cell's stride
     scores  [B, C, A]     class logits
     angles  [B, 1, A]     oriented only: angle = (sigmoid(logit) - 1/4) pi, clockwise on the screen
+    coefficients [B, K, A] and prototypes [B, K, H/4, W/4]
+                          instance only: logits of the mask = the sum over k of coefficient k times prototype k
+    keypoints [B, 3 P, A] keypoints only, for each point p the rows 3 p to 3 p + 2: x = (2 a + column) stride,
+                          y = (2 b + row) stride, score = sigmoid(c), in the column and row of the cell within its grid
 """
 
 from __future__ import annotations
@@ -20,13 +26,18 @@ from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
+from pelagia.core.keypoints import point_count
 from pelagia.core.nms import nms, nms_oriented
 from pelagia.core.oriented import canonical
-from pelagia.core.types import Float, Instances, Int
+from pelagia.core.types import Float, Instances, Int, MaskCrop
 from pelagia.decode.options import DecodeOptions
+from pelagia.decode.resample import bilinear
 from pelagia.errors import ModelError
 
 __all__ = ["CANDIDATES", "STRIDES", "anchors", "decode_grids"]
+
+#: Input pixels per cell of the prototypes.
+_PROTOTYPE_STRIDE = 4
 
 #: Input pixels per cell of each grid, finest first.
 STRIDES = (8, 16, 32)
@@ -62,47 +73,71 @@ def decode_grids(
     """Objects of each image of a batch, strongest first, in pixels of the originals.
 
     A cell is a candidate for its best class (for every class with `multi_label`) where sigmoid(logit) is at least that class's
-    threshold. Only candidates are decoded, then non-maximum suppression (exact oriented IoU for the oriented task) runs in
-    network pixels, per class unless `agnostic`. Boxes are cut at the border of the original; what lies wholly outside goes.
+    threshold. Only candidates are decoded, then non-maximum suppression (exact oriented IoU for the oriented task) runs over
+    boxes in network pixels, per class unless `agnostic`. Boxes are cut at the border of the original; what lies wholly outside
+    goes. A mask is the pixels of the original whose centre lies in the box and where the probability is at least
+    `options.mask`: logits are interpolated bilinearly from the prototypes to the pixels of the original in one step, then
+    sigmoid. Keypoints may lie outside the image.
 
     Raises:
         ModelError: an output is missing, has another shape than the card asks for, or holds NaN.
     """
-    oriented = card.task == "oriented"
-    boxes, scores = _expect(outputs, "boxes", card), _expect(outputs, "scores", card)
-    angles = _expect(outputs, "angles", card) if oriented else None
     centres, strides = anchors(card.input_size)
-    _check_shapes(boxes, scores, angles, (len(frames), len(card.categories), len(centres)), card)
+    _check(outputs, len(frames), len(centres), card)
+    boxes, scores = outputs["boxes"], outputs["scores"]
     thresholds = _logit(np.array([options.class_scores.get(name, options.score) for name in card.class_names]))
     found = []
     for image, frame in enumerate(frames):
         cells, labels, logits = _candidates(scores[image], thresholds, options.multi_label, card)
         distances = _distances(boxes[image][:, cells]) * strides[cells, None]
-        if angles is None:
-            values = _upright(centres[cells], distances)
+        if card.task == "oriented":
+            values = _rotated(centres[cells], distances, outputs["angles"][image, 0, cells])
         else:
-            values = _rotated(centres[cells], distances, angles[image, 0, cells])
-        found.append(_finish(values, labels, _sigmoid(logits), frame, options, oriented=oriented))
+            values = _upright(centres[cells], distances)
+        objects, kept = _select(values, labels, _sigmoid(logits), frame, options, oriented=card.task == "oriented")
+        chosen = cells[kept]
+        if card.task == "instance":
+            coefficients = outputs["coefficients"][image][:, chosen].T
+            objects = objects.replace(
+                masks=_masks(coefficients, outputs["prototypes"][image], objects.box_array, frame, options.mask)
+            )
+        if card.task == "keypoints":
+            points = _points(outputs["keypoints"][image][:, chosen], centres[chosen], strides[chosen])
+            points[..., :2] = frame.points(points[..., :2])
+            objects = objects.replace(keypoints=points)
+        found.append(objects)
     return found
 
 
-def _expect(outputs: Mapping[str, NDArray[Any]], name: str, card: ModelCard) -> NDArray[Any]:
-    if name not in outputs:
-        raise ModelError(f"the model has no output {name!r}, only {', '.join(outputs) or 'none'}", where=card.name)
-    return outputs[name]
-
-
-def _check_shapes(
-    boxes: NDArray[Any], scores: NDArray[Any], angles: NDArray[Any] | None, expected: tuple[int, int, int], card: ModelCard
-) -> None:
-    batch, classes, cells = expected
-    size = f"a batch of {batch}, {classes} classes and an input of {card.input_size[0]} x {card.input_size[1]}"
-    if scores.shape != expected:
-        raise ModelError(f"'scores' has shape {list(scores.shape)}, expected {list(expected)} for {size}", where=card.name)
-    if boxes.ndim != 3 or boxes.shape[::2] != (batch, cells) or boxes.shape[1] % 4 or boxes.shape[1] == 0:
-        raise ModelError(f"'boxes' has shape {list(boxes.shape)}, expected [{batch}, 4 R, {cells}] for {size}", where=card.name)
-    if angles is not None and angles.shape != (batch, 1, cells):
-        raise ModelError(f"'angles' has shape {list(angles.shape)}, expected [{batch}, 1, {cells}] for {size}", where=card.name)
+def _check(outputs: Mapping[str, NDArray[Any]], batch: int, cells: int, card: ModelCard) -> None:
+    """Every output that the task needs is there, with the shape that the card asks for; -1 and multiples are free sizes."""
+    height, width = card.input_size
+    classes = len(card.categories)
+    expected: dict[str, tuple[str | int, ...]] = {"boxes": ("4 R", cells), "scores": (classes, cells)}
+    if card.task == "oriented":
+        expected["angles"] = (1, cells)
+    if card.task == "instance":
+        expected["coefficients"] = ("K", cells)
+        expected["prototypes"] = ("K", height // _PROTOTYPE_STRIDE, width // _PROTOTYPE_STRIDE)
+    if card.task == "keypoints":
+        expected["keypoints"] = (3 * point_count(card.categories, where=card.name), cells)
+    for name, wanted in expected.items():
+        if name not in outputs:
+            raise ModelError(f"the model has no output {name!r}, only {', '.join(outputs) or 'none'}", where=card.name)
+        shape = outputs[name].shape
+        fits = len(shape) == len(wanted) + 1 and shape[0] == batch
+        fits = fits and all(isinstance(side, str) or side == found for side, found in zip(wanted, shape[1:], strict=True))
+        if not fits or (name == "boxes" and (shape[1] % 4 or shape[1] == 0)):
+            raise ModelError(
+                f"{name!r} has shape {list(shape)}, expected [{', '.join(map(str, (batch, *wanted)))}] for a batch of {batch}, "
+                f"{classes} classes and an input of {height} x {width}",
+                where=card.name,
+            )
+    if "prototypes" in expected and outputs["prototypes"].shape[1] != outputs["coefficients"].shape[1]:
+        raise ModelError(
+            f"there are {outputs['prototypes'].shape[1]} prototypes for {outputs['coefficients'].shape[1]} coefficients",
+            where=card.name,
+        )
 
 
 def _candidates(scores: NDArray[Any], thresholds: Float, multi_label: bool, card: ModelCard) -> tuple[Int, Int, Float]:
@@ -144,7 +179,10 @@ def _rotated(centres: Float, distances: Float, logits: NDArray[Any]) -> Float:
     return canonical(np.concatenate([centres + offset, distances[:, :2] + distances[:, 2:], angle[:, None]], axis=1))
 
 
-def _finish(values: Float, labels: Int, scores: Float, frame: Frame, options: DecodeOptions, *, oriented: bool) -> Instances:
+def _select(
+    values: Float, labels: Int, scores: Float, frame: Frame, options: DecodeOptions, *, oriented: bool
+) -> tuple[Instances, Int]:
+    """The candidates that survive suppression and lie in the original, as objects in its pixels, and their positions."""
     suppress = nms_oriented if oriented else nms
     kept = suppress(values, scores, options.nms_iou, None if options.agnostic else labels)
     values, labels, scores = values[kept], labels[kept], scores[kept]
@@ -156,7 +194,47 @@ def _finish(values: Float, labels: Int, scores: Float, frame: Frame, options: De
     inside = np.flatnonzero(
         (np.minimum(x2, frame.width) > np.maximum(x1, 0)) & (np.minimum(y2, frame.height) > np.maximum(y1, 0))
     )
-    return found.select(inside[: options.most] if options.most else inside)
+    inside = inside[: options.most] if options.most else inside
+    return found.select(inside), kept[inside]
+
+
+def _masks(
+    coefficients: NDArray[Any], prototypes: NDArray[Any], boxes: Float, frame: Frame, threshold: float
+) -> tuple[MaskCrop, ...]:
+    """Coefficients [n, K] and prototypes [K, h, w] -> the masks within `boxes` [n, 4] of the original.
+
+    Only the cells that a box needs are multiplied, so the cost is that of the masks and not of n whole images.
+    """
+    _, rows, columns = prototypes.shape
+    level = float(_logit(np.array(threshold)))
+    # A box may reach beyond the tile that the network saw; a mask may not.
+    seen = frame.boxes(np.array([[0.0, 0.0, columns, rows]]) * _PROTOTYPE_STRIDE)
+    low, high = (np.clip(corner, seen[0, :2], seen[0, 2:]) for corner in (boxes[:, :2], boxes[:, 2:]))
+    # A pixel belongs to a box that holds its centre.
+    first, last = (np.ceil(corner - 0.5).astype(np.int64) for corner in (low, high))
+    inverse = frame.inverse / _PROTOTYPE_STRIDE
+    found = []
+    for weights, (left, top), (right, bottom) in zip(coefficients, first.tolist(), last.tolist(), strict=True):
+        # Positions of pixel centres in the prototypes, whose cell (i, j) has its centre at (i, j).
+        x = (np.arange(left, right) + 0.5) * inverse[0, 0] + inverse[0, 2] - 0.5
+        y = (np.arange(top, bottom) + 0.5) * inverse[1, 1] + inverse[1, 2] - 0.5
+        if not len(x) or not len(y):
+            found.append(MaskCrop(left, top, np.zeros((0, 0), dtype=np.bool_)))
+            continue
+        x1, y1 = max(int(x[0]), 0), max(int(y[0]), 0)
+        part = prototypes[:, y1 : min(int(y[-1]) + 2, rows), x1 : min(int(x[-1]) + 2, columns)]
+        logits = np.tensordot(weights, part, axes=1)
+        found.append(MaskCrop(left, top, bilinear(logits, y - y1, x - x1) >= level))
+    return tuple(found)
+
+
+def _points(raw: NDArray[Any], centres: Float, strides: Float) -> Float:
+    """[3 P, n] -> [n, P, 3], x, y in network pixels and score."""
+    values = raw.reshape(-1, 3, raw.shape[1]).astype(np.float64).transpose(2, 0, 1)  # [n, P, 3]
+    found = np.empty(values.shape)
+    found[..., :2] = (2 * values[..., :2] - 0.5) * strides[:, None, None] + centres[:, None]
+    found[..., 2] = _sigmoid(values[..., 2])
+    return found
 
 
 def _sigmoid(logits: Float) -> Float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pelagia.core.keypoints import COCO_PERSON_SIGMAS
+from pelagia.core.keypoints import keypoint_sigmas
 from pelagia.core.types import Category, Float, Instances, Mask
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.metrics.confusion import confusion_matrix
@@ -32,18 +32,10 @@ from pelagia.metrics.objects import Kind, Objects, flatten, tallest
 from pelagia.metrics.result import SCORES, ClassResult, DetectionResult, mean
 from pelagia.metrics.thresholds import BEST_F1, OperatingPoint, ScoreCurve, ThresholdRule, choose_point, score_curve
 
-__all__ = ["COCO_IOU_THRESHOLDS", "Evidence", "evaluate_detection", "evaluate_objects", "gather", "keypoint_sigmas"]
+__all__ = ["COCO_IOU_THRESHOLDS", "Evidence", "evaluate_detection", "evaluate_objects", "gather"]
 
 #: 0.50, 0.55, ... 0.95, by the same arithmetic as pycocotools.
 COCO_IOU_THRESHOLDS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
-
-#: Standard deviation of every point of a skeleton that is not COCO's person, as a fraction of the square root of the area.
-DEFAULT_SIGMA = 0.05
-
-
-def keypoint_sigmas(points: int) -> tuple[float, ...]:
-    """COCO's for 17 points (a person), else `DEFAULT_SIGMA` for each."""
-    return COCO_PERSON_SIGMAS if points == len(COCO_PERSON_SIGMAS) else (DEFAULT_SIGMA,) * points
 
 
 def evaluate_detection(

@@ -13,6 +13,8 @@ __all__ = ["MaskCrops", "Targets"]
 
 #: Masks that `MaskCrops.shares` holds at full size at a time.
 _AT_ONCE = 64
+#: Pixels of windows that `MaskCrops.cells` lists at a time.
+_PIXELS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,35 @@ class MaskCrops:
         if not parts or not len(rows):
             return torch.zeros(0, self.height // stride, self.width // stride, device=self.bits.device)
         return torch.cat(parts)
+
+    def cells(self, stride: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """As `shares` of the masks `rows` [K], within their windows only: memory for what is there, not for K images.
+
+        Returns shares [Q] float32, window after window, row by row, and the windows [K, 4] x1, y1, x2, y2 in cells, widened to
+        whole ones.
+        """
+        low = torch.div(self.windows[rows, :2], stride, rounding_mode="floor")
+        high = -torch.div(-self.windows[rows, 2:], stride, rounding_mode="floor")
+        across = high[:, 0] - low[:, 0]
+        sizes = across * (high[:, 1] - low[:, 1])
+        starts = sizes.cumsum(0) - sizes
+        counts = []
+        for part in self._portions(rows):
+            owner, y, x, set_ = self._pixels(rows[part])
+            owner, y, x = owner[set_] + part.start, y[set_], x[set_]
+            column = torch.div(x, stride, rounding_mode="floor") - low[owner, 0]
+            row = torch.div(y, stride, rounding_mode="floor") - low[owner, 1]
+            place = starts[owner] - starts[part.start] + row * across[owner] + column
+            counts.append(torch.bincount(place, minlength=int(sizes[part].sum())))
+        shares = torch.cat(counts).float() / stride**2 if counts else self.bits.new_zeros(0, dtype=torch.float32)
+        return shares, torch.cat((low, high), dim=1)
+
+    def _portions(self, rows: Tensor) -> list[slice]:
+        """Consecutive parts of `rows` whose windows have some two million pixels together."""
+        pixels = (self.windows[rows, 2:] - self.windows[rows, :2]).prod(1)
+        portion = torch.div(pixels.cumsum(0) - pixels, _PIXELS_AT_ONCE, rounding_mode="floor")
+        ends = torch.unique_consecutive(portion, return_counts=True)[1].cumsum(0).tolist()
+        return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
 
     def _pixels(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Position in `rows`, row, column and value of every pixel of the windows of `rows`."""

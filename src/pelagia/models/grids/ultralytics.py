@@ -45,6 +45,7 @@ _LAYERS = {
     "neck.down4": 20,
     "neck.bottom5": 22,
     "head": 23,
+    "prototypes": 23,
 }
 _WORDS = {
     "norm": "bn",
@@ -60,6 +61,11 @@ _WORDS = {
     "sides": "cv2",
     "classes": "cv3",
     "angles": "cv4",
+    "coefficients": "cv4",
+    "keypoints": "cv4",
+    "enlarge": "upsample",
+    "refine": "cv2",
+    "narrow": "cv3",
 }
 #: The reference's class branch nests its four convolutions two by two.
 _CLASS_BRANCH = {"0": "0.0", "1": "0.1", "2": "1.0", "3": "1.1", "4": "2"}
@@ -89,14 +95,14 @@ def load(content: Mapping[Any, Any], path: Path) -> Model:
     tensors = _tensors(holder, path)
     if not tensors:
         raise CheckpointError("no weights found under `ema` or `model`; expected an Ultralytics checkpoint", where=path)
-    task: Task = "oriented" if "model.23.cv4.0.2.weight" in tensors else "detect"
-    classes = tensors.get("model.23.cv3.0.2.weight", torch.zeros(0)).shape[0]
-    card, renamed = _matching(tensors, task, classes, path)
     state = holder.state if isinstance(holder, Record) else content
+    task, points = _task(tensors, state.get("kpt_shape"), path)
+    classes = tensors.get("model.23.cv3.0.2.weight", torch.zeros(0)).shape[0]
+    card, renamed = _matching(tensors, task, (classes, points), path)
     size = _input_size(state, content)
     card = replace(
         card,
-        categories=_categories(state.get("names"), classes),
+        categories=_categories(state.get("names"), classes, points),
         input_size=(size, size),
         licence=_licence(content),
         source=f"Ultralytics checkpoint {path.name}",
@@ -116,7 +122,38 @@ def foreign_name(name: str) -> str:
             found.append(_CLASS_BRANCH[word])
         else:
             found.append(_WORDS.get(word, word))
-    return ".".join(["model", str(_LAYERS[part]), *found])
+    return ".".join(["model", str(_LAYERS[part]), *(["proto"] if part == "prototypes" else []), *found])
+
+
+def _task(tensors: dict[str, Tensor], shape: Any, where: str | Path) -> tuple[Task, int]:
+    """The task by the branches of the head, and the number of keypoints.
+
+    The branch of angles, coefficients and keypoints has one name: one row is an angle, prototypes go with coefficients, and the
+    rest are keypoints of `shape` (points, numbers for each), which a plain state dictionary does not state.
+    """
+    extra = tensors.get("model.23.cv4.0.2.weight")
+    if extra is None:
+        return "detect", 0
+    if any(name.startswith("model.23.proto.") for name in tensors):
+        return "instance", 0
+    rows = extra.shape[0] if extra.ndim else 0
+    if rows == 1:
+        return "oriented", 0
+    if isinstance(shape, list | tuple) and len(shape) == 2:
+        points, numbers = shape
+    elif rows % 3 == 0 and rows % 2:
+        points, numbers = rows // 3, 3
+    else:
+        raise CheckpointError(
+            f"{rows} numbers for keypoints may be {rows // 2} points of x and y or {rows // 3} of x, y and visibility; give the "
+            "whole checkpoint, which says so, and not its state dictionary alone",
+            where=where,
+        )
+    if numbers != 3 or points != rows / 3:
+        raise CheckpointError(
+            f"its keypoints are {points} x {numbers}; only points of x, y and visibility (3 numbers) can be read", where=where
+        )
+    return "keypoints", rows // 3
 
 
 def _tensors(holder: Any, where: str | Path) -> dict[str, Tensor]:
@@ -147,12 +184,17 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _matching(tensors: dict[str, Tensor], task: Task, classes: int, where: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    """Card of the YOLO11 whose tensors have exactly these names and shapes, and the tensors under its names."""
+def _matching(
+    tensors: dict[str, Tensor], task: Task, counts: tuple[int, int], where: str | Path
+) -> tuple[ModelCard, dict[str, Tensor]]:
+    """Card of the YOLO11 with so many classes and keypoints whose tensors have exactly these names and shapes, and the tensors
+    under its names.
+    """
+    classes, points = counts
     projection = tensors.pop(_PROJECTION, None)
     shapes = {name: value.shape for name, value in tensors.items()}
     if classes and (projection is None or projection.flatten().tolist() == list(range(16))):
-        categories = _categories(None, classes)
+        categories = _categories(None, classes, points)
         for entry in entries(task):
             if not entry.builder.endswith(":YOLO11"):
                 continue
@@ -163,15 +205,17 @@ def _matching(tensors: dict[str, Tensor], task: Task, classes: int, where: str |
             if {names[name]: value.shape for name, value in expected.items()} == shapes:
                 return model.card, {ours: tensors[theirs] for ours, theirs in names.items()}
     raise CheckpointError(
-        f"its {len(tensors)} tensors fit no YOLO11 (n, s, m, l, x) for detection or oriented boxes; other models and tasks of "
-        "Ultralytics cannot be read",
+        f"its {len(tensors)} tensors fit no YOLO11 (n, s, m, l, x) for detection, oriented boxes, masks or keypoints; other "
+        "models and tasks of Ultralytics cannot be read",
         where=where,
     )
 
 
-def _categories(names: Any, count: int) -> tuple[Category, ...]:
+def _categories(names: Any, count: int, points: int) -> tuple[Category, ...]:
+    """Classes by their number; the file knows how many keypoints they have, but not what these are called."""
     found = dict(enumerate(names)) if isinstance(names, list | tuple) else _mapping(names)
-    return tuple(Category(index, str(found.get(index, f"class {index}"))) for index in range(count))
+    keypoints = tuple(f"point {number}" for number in range(points))
+    return tuple(Category(index, str(found.get(index, f"class {index}")), keypoints=keypoints) for index in range(count))
 
 
 def _licence(content: Mapping[Any, Any]) -> str:

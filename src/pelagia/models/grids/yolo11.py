@@ -1,4 +1,4 @@
-"""YOLO11: a one-stage detector without anchors, for axis-aligned and for oriented boxes.
+"""YOLO11: a one-stage detector without anchors, for axis-aligned and oriented boxes, masks and keypoints.
 
 There is no paper. The architecture follows its public description (Khanam & Hussain, "YOLOv11: an overview of the key
 architectural enhancements", 2024, arXiv:2410.17725) and the names and shapes of the published weights; the parts come from CSPNet
@@ -6,14 +6,17 @@ architectural enhancements", 2024, arXiv:2410.17725) and the names and shapes of
 
     images -> stem and four stages (P3, P4, P5 at strides 8, 16, 32) -> pooling and attention on P5 -> PANet -> head per level
 
-A cell answers with class logits and with four distributions over the distances to the sides of the box, in strides; the oriented
-head adds an angle. `pelagia.decode.grids` states the outputs. Published weights: Ultralytics, AGPL-3.0
-(`models.grids.ultralytics` reads them).
+A cell answers with class logits and with four distributions over the distances to the sides of the box, in strides. The oriented
+head adds an angle, the instance head the coefficients of a sum of prototypes (`grids.prototypes`, YOLACT), the keypoints head a
+position and a visibility for each point (YOLO-Pose). `pelagia.decode.grids` states the outputs; how keypoints are counted from
+their cell was found by observing the reference. Published weights: Ultralytics, AGPL-3.0 (`models.grids.ultralytics` reads
+them).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Final, final
 
@@ -23,11 +26,14 @@ from torch import Tensor, nn
 from pelagia.assign.dynamic import Assignment, cells_inside, cells_inside_oriented, task_aligned
 from pelagia.core import boxes as upright
 from pelagia.core.card import ModelCard
+from pelagia.core.keypoints import keypoint_sigmas, point_count
 from pelagia.core.oriented import probiou
 from pelagia.core.types import Category, Task
 from pelagia.errors import ModelError, OptionError
 from pelagia.losses.boxes import angle_loss, distribution_focal, nearest_form
 from pelagia.losses.classify import binary_cross_entropy_sum
+from pelagia.losses.keypoints import keypoint_similarity_loss, visibility_loss
+from pelagia.models.grids.prototypes import Prototypes, mask_loss
 from pelagia.models.model import Model, Targets
 from pelagia.nn.attention import C2PSA
 from pelagia.nn.backbones import TimmBackbone
@@ -64,6 +70,10 @@ class Options:
         class_weight: of the classification loss.
         distance_weight: of the distribution focal loss.
         angle_weight: of the angle loss (oriented).
+        prototypes: number of prototype masks (instance).
+        mask_weight: of the mask loss (instance).
+        point_weight: of the OKS loss (keypoints).
+        visibility_weight: of the loss of the points' visibility (keypoints).
         topk: cells that learn one object.
         alpha: exponent of the class score in the assignment.
         beta: exponent of the overlap in the assignment.
@@ -79,13 +89,17 @@ class Options:
     class_weight: float = 0.5
     distance_weight: float = 1.5
     angle_weight: float = 1.0
+    prototypes: int = 32
+    mask_weight: float = 7.5
+    point_weight: float = 12.0
+    visibility_weight: float = 1.0
     topk: int = 10
     alpha: float = 0.5
     beta: float = 6.0
     backbone: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("depth", "width", "most_channels", "topk"):
+        for name in ("depth", "width", "most_channels", "prototypes", "topk"):
             if getattr(self, name) <= 0:
                 raise OptionError(f"{name} must be positive, got {getattr(self, name)}")
         if self.bins < 2:
@@ -128,13 +142,19 @@ class Backbone(nn.Module):
 
 
 class Head(nn.Module):
-    """Separate branches for sides, classes and (oriented) the angle, per level; raw outputs over all cells."""
+    """Separate branches for sides, classes and what the task adds, per level; raw outputs over all cells.
 
-    def __init__(self, channels: tuple[int, int, int], classes: int, bins: int, oriented: bool) -> None:
+    Args:
+        channels: of the three levels.
+        classes: number of classes.
+        bins: length of the distribution of a distance.
+        extra: name of the task's own output over cells and its rows, such as `angles` and 1.
+    """
+
+    def __init__(self, channels: tuple[int, int, int], classes: int, bins: int, extra: Mapping[str, int]) -> None:
         super().__init__()
         side_width = max(16, channels[0] // 4, 4 * bins)
         class_width = max(channels[0], min(classes, 100))
-        angle_width = max(channels[0] // 4, 1)
         self.sides = nn.ModuleList(_plain_branch(c, side_width, 4 * bins) for c in channels)
         self.classes = nn.ModuleList(
             nn.Sequential(
@@ -146,13 +166,13 @@ class Head(nn.Module):
             )
             for c in channels
         )
-        self.angles = nn.ModuleList(_plain_branch(c, angle_width, 1) for c in channels) if oriented else None
+        self.extra = tuple(extra)
+        for name, rows in extra.items():
+            self.add_module(name, nn.ModuleList(_plain_branch(c, max(channels[0] // 4, rows), rows) for c in channels))
 
     def forward(self, *levels: Tensor) -> dict[str, Tensor]:
         outputs = {"boxes": _over_cells(self.sides, levels), "scores": _over_cells(self.classes, levels)}
-        if self.angles is not None:
-            outputs["angles"] = _over_cells(self.angles, levels)
-        return outputs
+        return outputs | {name: _over_cells(getattr(self, name), levels) for name in self.extra}
 
     @torch.no_grad()
     def set_priors(self, input_size: tuple[int, int]) -> None:
@@ -164,9 +184,9 @@ class Head(nn.Module):
             classes.fill_(math.log(chance / (1 - chance)))
             sides = _last_bias(self.sides[level]).view(4, -1)
             sides.copy_(-torch.arange(sides.shape[1], dtype=sides.dtype) / _PRIOR_DISTANCE)
-            if self.angles is not None:
+            if "angles" in self.extra:
                 share = _PRIOR_ANGLE / math.pi + 0.25
-                _last_bias(self.angles[level]).fill_(math.log(share / (1 - share)))
+                _last_bias(self.get_submodule(f"angles.{level}")).fill_(math.log(share / (1 - share)))
 
 
 def _plain_branch(channels: int, width: int, out: int) -> nn.Sequential:
@@ -188,14 +208,14 @@ def _over_cells(branches: nn.ModuleList, levels: tuple[Tensor, ...]) -> Tensor:
 
 @final
 class YOLO11(Model):
-    """YOLO11 for the tasks `detect` and `oriented`."""
+    """YOLO11 for the tasks `detect`, `oriented`, `instance` and `keypoints`."""
 
     def __init__(
         self, name: str, categories: tuple[Category, ...], task: Task, input_size: tuple[int, int], options: Options
     ) -> None:
         super().__init__()
-        if task not in ("detect", "oriented"):
-            raise ModelError(f"{name} answers the tasks detect and oriented, not {task!r}")
+        if task not in ("detect", "oriented", "instance", "keypoints"):
+            raise ModelError(f"{name} answers the tasks detect, oriented, instance and keypoints, not {task!r}")
         if not categories:
             raise ModelError(f"{name} needs at least one class")
         grids_of(*input_size, STRIDES)
@@ -219,11 +239,16 @@ class YOLO11(Model):
             c(512),
             lambda enter, out, level: C3k2(enter, out, depth, nested=options.nested or level == 5),
         )
-        self.head = Head((c(256), c(512), c(1024)), len(categories), options.bins, task == "oriented")
+        extra: dict[Task, dict[str, int]] = {"oriented": {"angles": 1}, "instance": {"coefficients": options.prototypes}}
+        if task == "keypoints":
+            extra["keypoints"] = {"keypoints": 3 * point_count(categories, where=name)}
+        self.head = Head((c(256), c(512), c(1024)), len(categories), options.bins, extra.get(task, {}))
         self.head.set_priors(input_size)
+        self.prototypes = Prototypes(c(256), c(256), options.prototypes) if task == "instance" else None
 
     def forward(self, images: Tensor, valid: Tensor | None = None, targets: Targets | None = None) -> dict[str, Tensor]:
-        """`boxes` [B, 4 R, A], `scores` [B, C, A] and, oriented, `angles` [B, 1, A], all logits.
+        """`boxes` [B, 4 R, A] and `scores` [B, C, A]; oriented: `angles` [B, 1, A]; instance: `coefficients` [B, K, A] and
+        `prototypes` [B, K, H/4, W/4]; keypoints: `keypoints` [B, 3 P, A]; all logits.
 
         Raises:
             ModelError: a side of the images is not a multiple of 32.
@@ -231,11 +256,16 @@ class YOLO11(Model):
         grids_of(images.shape[2], images.shape[3], STRIDES)
         p3, p4, p5 = self.backbone(images)
         levels = self.neck(p3, p4, self.attend(self.pool(p5)))
-        out: dict[str, Tensor] = self.head(*levels)
-        return out
+        outputs: dict[str, Tensor] = self.head(*levels)
+        if self.prototypes is not None:
+            outputs["prototypes"] = self.prototypes(levels[0])
+        return outputs
 
     def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """`box`, `class`, `distance` and, oriented, `angle`, each a sum over the batch over the sum of soft targets."""
+        """`box`, `class`, `distance`; oriented: `angle`; instance: `mask`; keypoints: `point` and `visibility`.
+
+        Each is a sum over the batch, positive cells weighted by their soft target, over the sum of soft targets.
+        """
         at_least = torch.float32  # half precision cannot hold the powers of the assignment
         raw = {name: value.to(torch.promote_types(value.dtype, at_least)) for name, value in outputs.items()}
         scores = raw["scores"]  # [B, C, A]
@@ -273,6 +303,13 @@ class YOLO11(Model):
         normaliser = self.reduce(torch.stack((total, total.new_tensor(targets.size * _LEAST_PER_IMAGE)))).max()
         terms = {"class": options.class_weight * binary_cross_entropy_sum(scores, where, positive.score, ignored)}
         terms |= self._box_terms(positive, truth, sides, angles, (centres, strides))
+        if self.card.task == "instance":
+            if targets.masks is None:
+                raise ModelError("the instance task needs masks in the targets", where=self.card.name)
+            chosen = raw["coefficients"].transpose(1, 2)[positive.image, positive.cell]  # [P, K]
+            terms["mask"] = options.mask_weight * mask_loss(chosen, raw["prototypes"], positive, truth, targets.masks)
+        if self.card.task == "keypoints":
+            terms |= self._point_terms(positive, targets, raw["keypoints"], (centres, strides))
         return {name: value / normaliser for name, value in terms.items()}
 
     def _box_terms(
@@ -299,6 +336,29 @@ class YOLO11(Model):
         if angle is not None:
             terms["angle"] = options.angle_weight * torch.sum(angle_loss(found[:, 4], wanted) * weight)
         return terms
+
+    def _point_terms(
+        self, positive: Assignment, targets: Targets, raw: Tensor, cells: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
+        """Weighted sums over the positive cells, as `_box_terms`."""
+        if targets.keypoints is None:
+            raise ModelError("the keypoints task needs keypoints in the targets", where=self.card.name)
+        logits = raw.transpose(1, 2)[positive.image, positive.cell]
+        logits = logits.reshape(len(logits), logits.shape[1] // 3, 3)  # [P, K, 3]
+        centre, stride = cells[0][positive.cell, None], cells[1][positive.cell, None, None]
+        points = (2 * logits[..., :2] - 0.5) * stride + centre  # see `decode.grids`: twice the logit from the cell's corner
+        wanted = targets.keypoints[positive.object].to(points.dtype)
+        if wanted.shape[1] != points.shape[1]:
+            raise ModelError(f"the targets have {wanted.shape[1]} keypoints, the model {points.shape[1]}", where=self.card.name)
+        areas = upright.area(targets.boxes[positive.object].to(points.dtype))
+        sigmas = points.new_tensor(keypoint_sigmas(points.shape[1]))
+        options, weight = self.options, positive.score
+        near = keypoint_similarity_loss(points, wanted, areas, sigmas)
+        seen = visibility_loss(logits[..., 2], wanted)
+        return {
+            "point": options.point_weight * torch.sum(near * weight),
+            "visibility": options.visibility_weight * torch.sum(seen * weight),
+        }
 
 
 def _rectangles(distances: Tensor, angle: Tensor | None, centres: Tensor, strides: Tensor) -> Tensor:
