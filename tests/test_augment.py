@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -13,9 +15,9 @@ from shapely.geometry import Polygon, box
 
 from pelagia.core import masks as mask_crops
 from pelagia.core import oriented as oriented_boxes
-from pelagia.core.types import Category, Float, Instances, MaskCrop
+from pelagia.core.types import Category, Float, Instances, MaskCrop, SemanticMap, Task
 from pelagia.data import colour, mosaic
-from pelagia.data.augment import FILL, AugmentOptions, augment, evaluation_sample, random_affine, transformed_sample
+from pelagia.data.augment import FILL, AugmentOptions, augment, evaluation_sample, random_affine, read_sample, transformed_sample
 from pelagia.data.geometry import IDENTITY, Keep, chain, follow, hide, invert, join, keeps_axes, move_points
 from pelagia.data.mix import cut_in, mix, paste_objects
 from pelagia.data.sample import Sample
@@ -30,6 +32,8 @@ class Pictures:
     """Dark images with bright rectangles, their exact truth, and nothing else."""
 
     categories = (FISH,)
+    task: Task = "instance"
+    class_frequencies = np.ones(1)
 
     def __init__(self, count: int = 6, *, size: tuple[int, int] = (120, 90), channels: int = 3, masks: bool = True) -> None:
         self.names = [f"{index}.png" for index in range(count)]
@@ -44,6 +48,9 @@ class Pictures:
     def truth(self, index: int, /, *, masks: bool = False) -> Instances:
         truth = self.items[index][1]
         return truth if masks else truth.replace(masks=None)
+
+    def semantic(self, index: int, /) -> SemanticMap:
+        raise AssertionError("only asked for the task semantic")
 
 
 def _picture(rng: np.random.Generator, size: tuple[int, int], channels: int, masks: bool) -> tuple[NDArray[np.uint8], Instances]:
@@ -292,9 +299,9 @@ def test_fetch_replaces_reading() -> None:
     data = Pictures(2)
     asked: list[int] = []
 
-    def fetch(index: int) -> tuple[NDArray[np.uint8], Instances]:
+    def fetch(index: int) -> Sample:
         asked.append(index)
-        return data.image(index), data.truth(index)
+        return read_sample(data, index)
 
     augment(data, 1, np.random.default_rng(0), AugmentOptions(), (64, 64), fetch=fetch)
     assert len(asked) == 4
@@ -381,32 +388,40 @@ def data_sample(data: Pictures) -> Sample:
 # Mixing
 
 
+def two() -> tuple[Sample, Sample]:
+    first, second = (read_sample(Pictures(2), index, masks=True) for index in range(2))
+    return first, second
+
+
 def test_mixup_blends_and_keeps_all_objects() -> None:
-    (image, truth), (other, other_truth) = Pictures(2).items
-    blended, both = mix(image, truth, other, other_truth, np.random.default_rng(0))
-    assert len(both) == len(truth) + len(other_truth)
+    sample, other = two()
+    found = mix(sample, other, np.random.default_rng(0))
+    assert len(found.truth) == len(sample.truth) + len(other.truth)
     ratio = np.random.default_rng(0).beta(32, 32)
-    assert np.abs(blended - (ratio * image + (1 - ratio) * other)).max() <= 0.5 + 1e-9
+    assert np.abs(found.image - (ratio * sample.image + (1 - ratio) * other.image)).max() <= 0.5 + 1e-9
+    with pytest.raises(OptionError, match="no one class"):
+        mix(sample, replace(other, semantic=SemanticMap(np.zeros((90, 120), dtype=np.uint8))), np.random.default_rng(0))
 
 
 def test_cutmix_replaces_the_window() -> None:
-    (image, truth), (other, other_truth) = Pictures(2).items
+    sample, other = two()
     window = (30, 20, 90, 70)
-    inner = follow(other_truth, IDENTITY, (120, 90), window, Keep())
-    mixed, both = cut_in(image, truth, other, inner, window, Keep())
-    expected = image.copy()
-    expected[20:70, 30:90] = other[20:70, 30:90]
-    np.testing.assert_array_equal(mixed, expected)
-    assert both.masks is not None
-    for crop, bounds in zip(both.masks, both.box_array, strict=True):
+    inner = follow(other.truth, IDENTITY, (120, 90), window, Keep())
+    found = cut_in(sample, replace(other, truth=inner), window, Keep())
+    expected = sample.image.copy()
+    expected[20:70, 30:90] = other.image[20:70, 30:90]
+    np.testing.assert_array_equal(found.image, expected)
+    assert found.truth.masks is not None
+    for crop, bounds in zip(found.truth.masks, found.truth.box_array, strict=True):
         np.testing.assert_allclose(mask_crops.bounds(crop), bounds)
         rows, columns = crop.bitmap.shape
-        assert (mixed[crop.y : crop.y + rows, crop.x : crop.x + columns, 0][crop.bitmap] == 200).all()
+        assert (found.image[crop.y : crop.y + rows, crop.x : crop.x + columns, 0][crop.bitmap] == 200).all()
 
 
 def test_pasted_objects_carry_their_pixels_and_hide_what_lies_below() -> None:
-    image, truth = Pictures(1).items[0]
-    other, square = np.full_like(image, 90), np.ones((60, 6), dtype=np.bool_)
+    sample = read_sample(Pictures(1), 0, masks=True)
+    image, truth = sample.image, sample.truth
+    square = np.ones((60, 6), dtype=np.bool_)
     assert truth.boxes is not None
     x, y = int(truth.boxes[0, 2]) - 3, int(truth.boxes[0, 1])
     points = np.zeros((1, 3, 3))
@@ -417,20 +432,21 @@ def test_pasted_objects_carry_their_pixels_and_hide_what_lies_below() -> None:
         masks=(MaskCrop(x, y, square),),
         keypoints=points,
     )
+    other = replace(sample, image=np.full_like(image, 90), truth=other_truth)
     pasted = 0
     for seed in range(8):
-        result, both = paste_objects(image, truth, other, other_truth, np.random.default_rng(seed), Keep())
-        if len(both) == len(truth):
-            np.testing.assert_array_equal(result, image)
+        found = paste_objects(sample, other, np.random.default_rng(seed), Keep())
+        if len(found.truth) == len(truth):
+            np.testing.assert_array_equal(found.image, image)
             continue
         pasted += 1
-        assert (result[y : y + 60, x : x + 6] == 90).all()
-        assert both.masks is not None
-        np.testing.assert_allclose(both.box_array[0], mask_crops.bounds(both.masks[0]))
-        assert both.box_array[0, 2] == x
+        assert (found.image[y : y + 60, x : x + 6] == 90).all()
+        assert found.truth.masks is not None
+        np.testing.assert_allclose(found.truth.box_array[0], mask_crops.bounds(found.truth.masks[0]))
+        assert found.truth.box_array[0, 2] == x
     assert 0 < pasted < 8
-    without = other_truth.replace(masks=None)
-    assert len(paste_objects(image, truth, other, without, np.random.default_rng(0), Keep())[1]) == len(truth)
+    without = replace(other, truth=other_truth.replace(masks=None))
+    assert len(paste_objects(sample, without, np.random.default_rng(0), Keep()).truth) == len(truth)
 
 
 # Intensities

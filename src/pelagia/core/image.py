@@ -248,6 +248,7 @@ def warp(
     *,
     fill: int = 114,
     interpolation: Literal["linear", "nearest"] = "linear",
+    displacement: NDArray[np.float32] | None = None,
 ) -> NDArray[_S]:
     """Move an image [H, W] or [H, W, C] through an affine map into a canvas of `size` = (width, height).
 
@@ -257,8 +258,11 @@ def warp(
     floor(1/s) x floor(1/s) pixels counted from its top-left corner ("linear" only), which keeps thin structures from
     vanishing between samples. Identity and whole-pixel shifts copy exactly.
 
+    With a `displacement` [height, width, 2] (x, y in destination pixels) the result at a pixel is what would be found, without
+    it, at the pixel's centre plus its displacement: an elastic deformation within the same one step.
+
     Raises:
-        OptionError: `matrix` is not an invertible finite [2, 3], or `size` is not positive.
+        OptionError: `matrix` is not an invertible finite [2, 3], `size` is not positive, or `displacement` is of another size.
     """
     matrix = np.array(matrix, dtype=np.float64)
     width, height = size
@@ -267,11 +271,14 @@ def warp(
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     if scale < 1e-9 or width < 1 or height < 1:
         raise OptionError(f"a warp needs an invertible matrix and a positive size, got scale {scale:g} and {width} x {height}")
+    if displacement is not None and displacement.shape != (height, width, 2):
+        raise OptionError(f"the displacement must be [{height}, {width}, 2], got {list(displacement.shape)}")
+    reach = 0.0 if displacement is None else float(np.abs(displacement).max(initial=0.0))
     factor = max(1, math.floor(1 / scale + 1e-9)) if interpolation == "linear" else 1
 
     # Cut the part that the canvas sees, on the grid of blocks: cheap for a tile of a scan, and OpenCV's warp takes at most
     # 32,767 pixels a side.
-    left, top, right, bottom = _seen(image.shape, matrix, size, factor)
+    left, top, right, bottom = _seen(image.shape, matrix, size, factor, reach)
     canvas_shape = (height, width, *image.shape[2:])
     if left >= right or top >= bottom:
         return np.full(canvas_shape, fill, dtype=image.dtype)
@@ -281,6 +288,8 @@ def warp(
         part = _block_mean(part, factor, fill)
         matrix[:, :2] *= factor
 
+    if displacement is not None:
+        return _displaced(part, matrix, displacement, fill, interpolation).reshape(canvas_shape)
     shift = np.rint(matrix[:, 2])
     stray = np.abs(matrix - np.array([[1, 0, shift[0]], [0, 1, shift[1]]]))
     if (stray * [part.shape[1], part.shape[0], 1]).sum() < _EXACT_PX:
@@ -295,10 +304,27 @@ def warp(
     return np.asarray(moved.view(np.bool_) if part.dtype == np.bool_ else moved).reshape(canvas_shape)
 
 
-def _seen(shape: tuple[int, ...], matrix: Float, size: tuple[int, int], factor: int) -> tuple[int, int, int, int]:
-    """Columns and rows left, top, right, bottom of the source that the canvas needs, widened to whole blocks."""
+def _displaced(image: Any, matrix: Float, displacement: NDArray[np.float32], fill: int, interpolation: str) -> NDArray[Any]:
+    """`image` sampled where pixel centres of the canvas, displaced, map back to."""
+    back = np.linalg.inv(matrix[:, :2])
+    height, width = displacement.shape[:2]
+    x = np.arange(width) + 0.5 + displacement[..., 0] - matrix[0, 2]
+    y = (np.arange(height) + 0.5)[:, None] + displacement[..., 1] - matrix[1, 2]
+    # OpenCV puts (0, 0) at the centre of the first pixel.
+    columns = (back[0, 0] * x + back[0, 1] * y - 0.5).astype(np.float32)
+    rows = (back[1, 0] * x + back[1, 1] * y - 0.5).astype(np.float32)
+    flags = cv2.INTER_LINEAR if interpolation == "linear" else cv2.INTER_NEAREST
+    source = image.view(np.uint8) if image.dtype == np.bool_ else image
+    moved = cv2.remap(source, columns, rows, flags, borderMode=cv2.BORDER_CONSTANT, borderValue=(float(fill),) * 4)
+    return np.asarray(moved.view(np.bool_) if image.dtype == np.bool_ else moved)
+
+
+def _seen(shape: tuple[int, ...], matrix: Float, size: tuple[int, int], factor: int, reach: float) -> tuple[int, int, int, int]:
+    """Columns and rows left, top, right, bottom of the source that the canvas needs, `reach` beyond its border, widened to whole
+    blocks."""
     back = np.linalg.inv(matrix[:, :2])
     corners = np.array([[0, 0], [size[0], 0], [0, size[1]], [*size]], dtype=np.float64)
+    corners += np.where(corners > 0, reach, -reach)
     corners = (corners - matrix[:, 2]) @ back.T
     margin = 2.0 * factor
     limit = np.array([shape[1], shape[0]], dtype=np.float64)

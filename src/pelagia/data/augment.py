@@ -1,24 +1,27 @@
 """A training sample: which images, one warp each, then intensities.
 
 `augment` is a pure function of the data set, the index, the generator and the options, so that a sample can be made again
-anywhere. All geometry (resize, mosaic, rotation, scale, shear, shift, flips) is multiplied into one matrix per source image; how
-truth follows is said in `pelagia.data.geometry`.
+anywhere. All geometry (resize or crop, mosaic, rotation, scale, shear, shift, flips) is multiplied into one matrix per source
+image, and an elastic field joins the same step; how truth follows is said in `pelagia.data.geometry`. A class map takes the very
+step of its image, with the nearest label; what no source covers is 255.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from pelagia.core.frame import Frame
-from pelagia.core.image import letterbox, to_rgb
-from pelagia.core.types import Category, Float, Instances
+from pelagia.core.image import letterbox, to_rgb, warp
+from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, SemanticMap, Task
 from pelagia.data import colour
 from pelagia.data.colour import Image
-from pelagia.data.geometry import Keep, Window, chain, follow, join
+from pelagia.data.crops import crop_placement, rare_point
+from pelagia.data.elastic import random_field
+from pelagia.data.geometry import Keep, Window, chain, follow, join, join_stuff
 from pelagia.data.mix import cut_in, mix, paste_objects
 from pelagia.data.mosaic import blank, mosaic_placements, paint, single_placement
 from pelagia.data.sample import Sample
@@ -33,14 +36,15 @@ __all__ = [
     "augment",
     "evaluation_sample",
     "random_affine",
+    "read_sample",
     "transformed_sample",
 ]
 
 #: Value of canvas that no source covers; the letterbox of prediction uses the same.
 FILL = 114
 
-#: index -> image and truth, from a cache.
-Fetch: TypeAlias = Callable[[int], tuple[Image, Instances]]
+#: index -> the whole image and its truth, from a cache.
+Fetch: TypeAlias = Callable[[int], Sample]
 #: A user's own augmentation of one sample, at any size.
 Transform: TypeAlias = Callable[[Sample, np.random.Generator], Sample]
 
@@ -52,9 +56,20 @@ class Source(Protocol):
     def categories(self) -> tuple[Category, ...]: ...
     @property
     def names(self) -> Sequence[str]: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def class_frequencies(self) -> Float: ...
     def __len__(self) -> int: ...
     def image(self, index: int, /) -> Image: ...
     def truth(self, index: int, /, *, masks: bool = False) -> Instances: ...
+    def semantic(self, index: int, /) -> SemanticMap: ...
+
+
+def read_sample(dataset: Source, index: int, *, masks: bool = False) -> Sample:
+    """The whole image `index` with its objects, and with its class map for the task `semantic`."""
+    semantic = dataset.semantic(index) if dataset.task == "semantic" else None
+    return Sample(dataset.image(index), dataset.truth(index, masks=masks), dataset.names[index], index, semantic)
 
 
 def _help(default: float, text: str) -> Any:
@@ -82,8 +97,11 @@ class AugmentOptions:
     hsv_v: float = _help(0.4, "brightness exponent is drawn from 1 / (1 + hsv_v) to 1 + hsv_v")
     blur: float = _help(0.05, "probability of a slight Gaussian blur (sigma 0.3 to 1 px)")
     noise: float = _help(0.05, "probability of Gaussian noise (sigma up to 3 % of the range)")
+    elastic_px: float = _help(0.0, "standard deviation of an elastic deformation in pixels of the input; U-Net's is 10")
+    crop: float = _help(0.0, "probability of a window at full resolution in place of whole images fitted into the input")
+    rare: float = _help(0.0, "probability that such a window lies around a pixel or object of a class drawn by its rarity")
     mosaic: float = _help(1.0, "probability of joining four images")
-    mixup: float = _help(0.0, "probability of blending with a second sample")
+    mixup: float = _help(0.0, "probability of blending with a second sample (not for the tasks semantic and panoptic)")
     cutmix: float = _help(0.0, "probability of replacing a rectangle by that of a second sample")
     copy_paste: float = _help(0.0, "probability of pasting objects of a second image (needs masks)")
     min_visible: float = _help(0.2, "an object cut to less than this share of its area is dropped")
@@ -91,6 +109,7 @@ class AugmentOptions:
 
     def __post_init__(self) -> None:
         limits = {"rotate_deg": 180.0, "shear_deg": 60.0, "hsv_v": 10.0, "min_side_px": np.inf, "scale": 0.95}
+        limits["elastic_px"] = 1000.0
         for item in fields(self):
             value, top = getattr(self, item.name), limits.get(item.name, 1.0)
             if not 0 <= value <= top:
@@ -145,35 +164,47 @@ def augment(
     """The training sample of image `index`: [H, W, 3] of `input_size` (height, width), truth in its pixels.
 
     `masks` asks the data set for masks (boxes are then tight under rotation, and copy-paste works); `fetch` replaces reading by
-    a cache, whose arrays are never written to.
-    """
+    a cache, whose arrays are never written to. For the task `panoptic` the pieces of a class of stuff are one object.
 
-    def read(position: int) -> tuple[Image, Instances]:
-        return dataset.image(position), dataset.truth(position, masks=masks)
+    Raises:
+        OptionError: mixup for the task `semantic` or `panoptic`, whose pixels have one class.
+    """
+    if options.mixup and dataset.task in ("semantic", "panoptic"):
+        raise OptionError(f"mixup must be 0 for the task {dataset.task!r}: a blended pixel has no one class; use cutmix")
+
+    def read(position: int) -> Sample:
+        return read_sample(dataset, position, masks=masks)
 
     job = _Job(dataset, rng, options, (input_size[1], input_size[0]), fetch or read, fill)
     whole = (0, 0, *job.canvas)
-    image, truth = _compose(job, index, whole)
+    sample = _compose(job, index, whole)
     if rng.random() < options.copy_paste:
-        image, truth = paste_objects(image, truth, *_other(job, whole, mosaic=False), rng, options.keep)
+        sample = paste_objects(sample, _other(job, whole, mosaic=False), rng, options.keep, dataset.categories)
     if rng.random() < options.mixup:
-        image, truth = mix(image, truth, *_other(job, whole), rng)
+        sample = mix(sample, _other(job, whole), rng)
     if rng.random() < options.cutmix:
         window = _random_window(rng, job.canvas)
-        image, truth = cut_in(image, truth, *_other(job, window), window, options.keep)
-    image = _intensities(image, rng, options)
-    return Sample(image=to_rgb(image), truth=truth, name=dataset.names[index], index=index)
+        sample = cut_in(sample, _other(job, window), window, options.keep, dataset.categories)
+    image = to_rgb(_intensities(sample.image, rng, options))
+    truth = join_stuff(sample.truth, dataset.categories) if dataset.task == "panoptic" else sample.truth
+    return replace(sample, image=image, truth=truth, name=dataset.names[index], index=index)
 
 
 def evaluation_sample(
-    dataset: Source, index: int, input_size: tuple[int, int], *, masks: bool = False, fetch: Fetch | None = None
+    dataset: Source,
+    index: int,
+    input_size: tuple[int, int],
+    *,
+    masks: bool = False,
+    fetch: Fetch | None = None,
+    margin: int = 0,
 ) -> tuple[Sample, Frame]:
-    """Image `index` letterboxed to `input_size` (height, width) as in prediction, all its truth, and the frame back."""
-    image, truth = fetch(index) if fetch else (dataset.image(index), dataset.truth(index, masks=masks))
-    boxed, frame = letterbox(to_rgb(image), input_size, fill=FILL)
-    window = (0, 0, input_size[1], input_size[0])
-    moved = follow(truth, frame.inverse, (image.shape[1], image.shape[0]), window, Keep(0.0, 0.0), dataset.categories)
-    return Sample(image=boxed, truth=moved, name=dataset.names[index], index=index), frame
+    """Image `index` letterboxed to `input_size` (height, width) as in prediction, all its truth, and the frame back.
+
+    With a `margin` the outermost pixels mirror the image (`letterbox`); their class is 255.
+    """
+    sample = fetch(index) if fetch else read_sample(dataset, index, masks=masks)
+    return _fitted(sample, dataset, input_size, margin)
 
 
 def transformed_sample(
@@ -185,40 +216,73 @@ def transformed_sample(
     *,
     masks: bool = False,
 ) -> Sample:
-    """A user's `transform` of the whole image `index` in place of `augment`, then a letterbox to `input_size` (height, width)."""
-    sample = Sample(
-        image=to_rgb(dataset.image(index)), truth=dataset.truth(index, masks=masks), name=dataset.names[index], index=index
-    )
-    sample = transform(sample, rng)
-    boxed, frame = letterbox(sample.image, input_size, fill=FILL)
-    size = (sample.image.shape[1], sample.image.shape[0])
-    truth = follow(sample.truth, frame.inverse, size, (0, 0, input_size[1], input_size[0]), Keep(0.0, 0.0), dataset.categories)
-    return Sample(image=boxed, truth=truth, name=sample.name, index=index)
+    """A user's `transform` of the whole image `index` in place of `augment`, then a letterbox to `input_size` (height, width).
+
+    Raises:
+        OptionError: the transform lost the class map of a sample for the task `semantic`, or left it at another size.
+    """
+    sample = read_sample(dataset, index, masks=masks)
+    sample = transform(replace(sample, image=to_rgb(sample.image)), rng)
+    if dataset.task == "semantic" and (sample.semantic is None or sample.semantic.labels.shape != sample.image.shape[:2]):
+        text = "the transform must move `Sample.semantic` with the image; it is missing, or its size is not the image's"
+        raise OptionError(text, where=sample.name)
+    return _fitted(sample, dataset, input_size, 0)[0]
 
 
-def _compose(job: _Job, index: int, window: Window, *, mosaic: bool = True) -> tuple[Image, Instances]:
-    """A mosaic around image `index`, or the image alone, on a canvas of the network's size."""
-    rng, canvas = job.rng, job.canvas
-    if mosaic and rng.random() < job.options.mosaic:
+def _fitted(sample: Sample, dataset: Source, input_size: tuple[int, int], margin: int) -> tuple[Sample, Frame]:
+    """A letterboxed sample with all its truth, and the frame back."""
+    boxed, frame = letterbox(to_rgb(sample.image), input_size, fill=FILL, margin=margin)
+    size, canvas = (sample.image.shape[1], sample.image.shape[0]), (input_size[1], input_size[0])
+    truth = follow(sample.truth, frame.inverse, size, (0, 0, *canvas), Keep(0.0, 0.0), dataset.categories)
+    if dataset.task == "panoptic":
+        truth = join_stuff(truth, dataset.categories)
+    semantic = None
+    if sample.semantic is not None:
+        labels = sample.semantic.labels
+        moved: Any = warp(labels, frame.inverse, canvas, fill=IGNORE_INDEX, interpolation="nearest")
+        semantic = SemanticMap(moved)
+    return replace(sample, image=boxed, truth=truth, semantic=semantic), frame
+
+
+def _compose(job: _Job, index: int, window: Window, *, mosaic: bool = True) -> Sample:
+    """A window of image `index`, a mosaic around it, or the whole image alone, on a canvas of the network's size."""
+    rng, canvas, options = job.rng, job.canvas, job.options
+    # No number is drawn for what is switched off, so that switching it on is what changes a run.
+    if options.crop and rng.random() < options.crop:
+        sources = [job.fetch(index)]
+        rare = options.rare > 0 and rng.random() < options.rare
+        point = rare_point(sources[0], job.dataset.class_frequencies, rng) if rare else None
+        placements = [crop_placement(_size(sources[0]), canvas, rng, point)]
+    elif mosaic and rng.random() < options.mosaic:
         indices = [index, *(int(other) for other in rng.integers(len(job.dataset), size=3))]
-        indices = [indices[position] for position in rng.permutation(4)]
-        sources = [job.fetch(position) for position in indices]
-        placements = mosaic_placements([(image.shape[1], image.shape[0]) for image, _ in sources], canvas, rng)
+        sources = [job.fetch(indices[position]) for position in rng.permutation(4)]
+        placements = mosaic_placements([_size(source) for source in sources], canvas, rng)
     else:
         sources = [job.fetch(index)]
-        placements = [single_placement((sources[0][0].shape[1], sources[0][0].shape[0]), canvas)]
-    affine = random_affine(rng, job.options, canvas)
-    result = blank(canvas, [image for image, _ in sources], job.fill)
+        placements = [single_placement(_size(sources[0]), canvas)]
+    affine = random_affine(rng, options, canvas)
+    bend = random_field(rng, canvas, options.elastic_px) if options.elastic_px else None
+    result = blank(canvas, [source.image for source in sources], job.fill)
+    maps = [source.semantic.labels[..., None] for source in sources if source.semantic is not None]
+    labels = blank(canvas, maps, IGNORE_INDEX) if maps else None
     truths = []
-    for (image, truth), placement in zip(sources, placements, strict=True):
+    for source, placement in zip(sources, placements, strict=True):
         matrix = chain(affine, placement)
-        paint(result, image, matrix, job.fill, window)
-        size = (image.shape[1], image.shape[0])
-        truths.append(follow(truth, matrix, size, window, job.options.keep, job.dataset.categories))
-    return result, join(truths)
+        paint(result, source.image, matrix, job.fill, window, field=bend)
+        if labels is not None and source.semantic is not None:
+            drawn = source.semantic.labels[..., None]
+            paint(labels, drawn, matrix, IGNORE_INDEX, window, field=bend, interpolation="nearest")
+        truths.append(follow(source.truth, matrix, _size(source), window, options.keep, job.dataset.categories, bend))
+    semantic = None if labels is None else SemanticMap(labels[..., 0])
+    return Sample(result, join(truths), job.dataset.names[index], index, semantic)
 
 
-def _other(job: _Job, window: Window, *, mosaic: bool = True) -> tuple[Image, Instances]:
+def _size(sample: Sample) -> tuple[int, int]:
+    """Width and height of the image."""
+    return sample.image.shape[1], sample.image.shape[0]
+
+
+def _other(job: _Job, window: Window, *, mosaic: bool = True) -> Sample:
     return _compose(job, int(job.rng.integers(len(job.dataset))), window, mosaic=mosaic)
 
 

@@ -8,9 +8,11 @@ Rules, stated once for every augmentation:
   taken. It is never cut at a border.
 - A mask is sampled at pixel centres (nearest). Where a border cuts an object with a mask, its box is the bounds of what is left.
 - A keypoint outside the window becomes unlabelled (0, 0, 0). A mirroring map exchanges the partners named by `Category.flip`.
+- Under an elastic field (`pelagia.data.elastic`) a box becomes the bounds of its moved border, an oriented box the rectangle of
+  least area around it.
 - An object stays if at least `Keep.visible` of its area lies inside the window and its box there is at least `Keep.side_px`
   wide and high. An oriented object stays, whole, if its centre lies inside or that share of its area does. Crowd and ignore
-  regions stay as long as any of them is inside, with their flags.
+  regions, and stuff, stay as long as any of them is inside, with their flags.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pelagia.core import masks as mask_crops
 from pelagia.core import oriented as oriented_boxes
 from pelagia.core.image import warp
 from pelagia.core.types import Category, Float, Instances, Int, Mask, MaskCrop
+from pelagia.data.elastic import Field, settle
 
 __all__ = [
     "IDENTITY",
@@ -34,6 +37,7 @@ __all__ = [
     "hide",
     "invert",
     "join",
+    "join_stuff",
     "keeps_axes",
     "mirror_keypoints",
     "move_points",
@@ -96,62 +100,105 @@ def tight_crop(bitmap: Mask, x: int, y: int) -> MaskCrop:
     return MaskCrop(tight.x + x, tight.y + y, tight.bitmap)
 
 
-def warp_mask(crop: MaskCrop, matrix: Float, window: Window) -> MaskCrop:
-    """The mask through an affine map, cut at `window` and trimmed to its set pixels (0 x 0 if none is left)."""
+def join_stuff(truth: Instances, categories: Sequence[Category]) -> Instances:
+    """The objects with the pieces of each class of stuff as one object, whose mask is their union, at the first one's place."""
+    if truth.masks is None:
+        return truth
+    masks, boxes = list(truth.masks), truth.box_array.copy()
+    stays = np.ones(len(truth), dtype=np.bool_)
+    for label in np.unique(truth.labels[_is_stuff(truth.labels, categories)]).tolist():
+        rows = np.flatnonzero((truth.labels == label) & ~truth.crowd & ~truth.ignore)
+        if len(rows) < 2:
+            continue
+        masks[rows[0]] = _union([masks[row] for row in rows])
+        boxes[rows[0]] = mask_crops.bounds(masks[rows[0]])
+        stays[rows[1:]] = False
+    return truth.replace(masks=tuple(masks), boxes=None if truth.boxes is None else boxes).select(stays)
+
+
+def _union(crops: Sequence[MaskCrop]) -> MaskCrop:
+    left, top = min(crop.x for crop in crops), min(crop.y for crop in crops)
+    right = max(crop.x + crop.bitmap.shape[1] for crop in crops)
+    bottom = max(crop.y + crop.bitmap.shape[0] for crop in crops)
+    bitmap = np.zeros((bottom - top, right - left), dtype=np.bool_)
+    for crop in crops:
+        rows, columns = crop.bitmap.shape
+        bitmap[crop.y - top : crop.y - top + rows, crop.x - left : crop.x - left + columns] |= crop.bitmap
+    return MaskCrop(left, top, bitmap)
+
+
+def _is_stuff(labels: Int, categories: Sequence[Category]) -> Mask:
+    return np.array([label < len(categories) and not categories[label].is_thing for label in labels.tolist()], dtype=np.bool_)
+
+
+def warp_mask(crop: MaskCrop, matrix: Float, window: Window, field: Field | None = None) -> MaskCrop:
+    """The mask through an affine map, and an elastic `field` of the canvas, cut at `window` and trimmed to its set pixels (0 x 0
+    if none is left)."""
     height, width = crop.bitmap.shape
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64) + np.array([crop.x, crop.y])
     moved = move_points(corners, matrix)
-    low, high = np.floor(moved.min(axis=0)), np.ceil(moved.max(axis=0))
+    reach = 0.0 if field is None else float(np.abs(field).max(initial=0.0))
+    low, high = np.floor(moved.min(axis=0) - reach), np.ceil(moved.max(axis=0) + reach)
     x1, y1 = int(max(low[0], window[0])), int(max(low[1], window[1]))
     x2, y2 = int(min(high[0], window[2])), int(min(high[1], window[3]))
     if x2 <= x1 or y2 <= y1 or not height or not width:
         return MaskCrop(x1, y1, np.zeros((0, 0), dtype=np.bool_))
     local = chain(_shift(-x1, -y1), matrix, _shift(crop.x, crop.y))
-    bitmap = warp(crop.bitmap.astype(np.uint8)[..., None], local, (x2 - x1, y2 - y1), fill=0, interpolation="nearest")
+    part = None if field is None else field[y1:y2, x1:x2]
+    bitmap = warp(
+        crop.bitmap.astype(np.uint8)[..., None], local, (x2 - x1, y2 - y1), fill=0, interpolation="nearest", displacement=part
+    )
     return tight_crop(bitmap.reshape(y2 - y1, x2 - x1) > 0, x1, y1)
 
 
 def follow(
-    truth: Instances, matrix: Float, source_size: tuple[int, int], window: Window, keep: Keep, categories: Sequence[Category] = ()
+    truth: Instances,
+    matrix: Float,
+    source_size: tuple[int, int],
+    window: Window,
+    keep: Keep,
+    categories: Sequence[Category] = (),
+    field: Field | None = None,
 ) -> Instances:
     """The truth of a source image, seen through `window` of the destination; see the module's rules.
 
     `matrix` [2, 3] maps source to destination, `source_size` is (width, height) of the source (boxes are first cut there),
-    `categories` names the mirrored partners of keypoints. `areas` are dropped: they belong to the source.
+    `categories` names the mirrored partners of keypoints and tells stuff from things; `field` [H, W, 2] deforms the destination
+    after the map. `areas` are dropped: they belong to the source.
     """
     if not len(truth):
         return truth.replace(areas=None)
     boxes, oriented, masks, keypoints = truth.boxes, truth.oriented, truth.masks, truth.keypoints
-    loose = not keeps_axes(matrix)
+    loose = field is not None or not keeps_axes(matrix)
     if oriented is not None:
-        oriented = _move_oriented(oriented, matrix)
+        oriented = _move_oriented(oriented, matrix) if field is None else _bend_oriented(oriented, matrix, field)
     if boxes is not None:
         if loose and oriented is not None:
             boxes = oriented_boxes.bounds(oriented)
         else:
             inside = np.clip(boxes, 0, np.tile(source_size, 2))
             corners = inside[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-            moved = move_points(corners, matrix)
+            moved = move_points(corners, matrix) if field is None else settle(move_points(_border(corners), matrix), field)
             boxes = np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
     share = np.ones(len(truth))
     if masks is not None:
         whole = np.array([crop.area for crop in masks]) * abs(np.linalg.det(matrix[:, :2]))
-        masks = tuple(warp_mask(crop, matrix, window) for crop in masks)
+        masks = tuple(warp_mask(crop, matrix, window, field) for crop in masks)
         share = np.array([crop.area for crop in masks]) / np.maximum(whole, 1e-9)
     if keypoints is not None:
-        keypoints = _move_keypoints(keypoints, truth.labels, matrix, window, categories)
+        keypoints = _move_keypoints(keypoints, truth.labels, matrix, window, categories, field)
     moved_truth = truth.replace(boxes=boxes, oriented=oriented, masks=masks, keypoints=keypoints, areas=None)
-    return _cut(moved_truth, window, keep, share, loose)
+    return _cut(moved_truth, window, keep, share, loose, _is_stuff(truth.labels, categories))
 
 
-def hide(truth: Instances, window: Window, keep: Keep) -> Instances:
+def hide(truth: Instances, window: Window, keep: Keep, categories: Sequence[Category] = ()) -> Instances:
     """The truth after `window` was painted over: masks lose those pixels, boxes shrink to the bounds of what is left.
 
     A box shrinks where the window covers a whole strip of it. The rules of keeping apply to the share that is not covered.
     """
     if not len(truth):
         return truth
-    flagged = truth.crowd | truth.ignore
+    flagged = truth.crowd | truth.ignore | _is_stuff(truth.labels, categories)
     if truth.oriented is not None:
         covered = _oriented_share(truth.oriented, window)
         stays = (1 - covered >= keep.visible) | (flagged & (covered < 1))
@@ -202,9 +249,24 @@ def _move_oriented(oriented: Float, matrix: Float) -> Float:
     return oriented_boxes.canonical(moved)
 
 
-def _move_keypoints(keypoints: Float, labels: Int, matrix: Float, window: Window, categories: Sequence[Category]) -> Float:
+def _border(corners: Float) -> Float:
+    """[N, 4, 2] corners -> [N, 64, 2] points along the four sides."""
+    steps = (np.arange(16) / 16)[:, None]
+    sides = [corners[:, None, k] * (1 - steps) + corners[:, None, (k + 1) % 4] * steps for k in range(4)]
+    return np.concatenate(sides, axis=1)
+
+
+def _bend_oriented(oriented: Float, matrix: Float, field: Field) -> Float:
+    borders = settle(move_points(_border(oriented_boxes.to_corners(oriented)), matrix), field)
+    return np.array([oriented_boxes.from_points(points) for points in borders]).reshape(-1, 5)
+
+
+def _move_keypoints(
+    keypoints: Float, labels: Int, matrix: Float, window: Window, categories: Sequence[Category], field: Field | None
+) -> Float:
     result = keypoints.copy()
-    result[..., :2] = move_points(keypoints[..., :2], matrix)
+    moved = move_points(keypoints[..., :2], matrix)
+    result[..., :2] = moved if field is None else settle(moved, field)
     if np.linalg.det(matrix[:, :2]) < 0:
         result = mirror_keypoints(result, labels, categories)
     x, y = result[..., 0], result[..., 1]
@@ -213,9 +275,9 @@ def _move_keypoints(keypoints: Float, labels: Int, matrix: Float, window: Window
     return result
 
 
-def _cut(truth: Instances, window: Window, keep: Keep, share: Float, loose: bool) -> Instances:
+def _cut(truth: Instances, window: Window, keep: Keep, share: Float, loose: bool, stuff: Mask) -> Instances:
     """Cut moved truth at `window` and keep what the rules keep. `share` [N] is the part of each mask that is left (1 without)."""
-    flagged = truth.crowd | truth.ignore
+    flagged = truth.crowd | truth.ignore | stuff
     low, high = np.array(window[:2]), np.array(window[2:])
     full = truth.box_array
     boxes = np.concatenate([np.clip(full[:, :2], low, high), np.clip(full[:, 2:], low, high)], axis=1)

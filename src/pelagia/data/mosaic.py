@@ -8,12 +8,14 @@ and each source is sampled once, only where it is seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from pelagia.core.image import warp
 from pelagia.core.types import Float, Mask
 from pelagia.data.colour import Image
+from pelagia.data.elastic import Field
 from pelagia.data.geometry import Window, chain, invert, keeps_axes, move_points
 
 __all__ = ["blank", "mosaic_placements", "paint", "single_placement"]
@@ -52,32 +54,46 @@ def blank(canvas: tuple[int, int], images: Sequence[Image], fill: int) -> Image:
     return np.full((canvas[1], canvas[0], channels), fill, dtype=np.uint16 if deep else np.uint8)
 
 
-def paint(canvas: Image, image: Image, matrix: Float, fill: int, window: Window | None = None) -> None:
-    """Draw `image` through `matrix` onto `canvas`, in place, inside `window` only; its outside leaves the canvas alone.
+def paint(
+    canvas: Image,
+    image: Image,
+    matrix: Float,
+    fill: int,
+    window: Window | None = None,
+    *,
+    field: Field | None = None,
+    interpolation: Literal["linear", "nearest"] = "linear",
+) -> None:
+    """Draw `image` [H, W, C] through `matrix` onto `canvas`, in place, inside `window` only; its outside leaves the canvas alone.
 
-    A pixel of the canvas belongs to the image if its centre does.
+    A pixel of the canvas belongs to the image if its centre, displaced by `field` [H, W, 2] of the canvas, does. Maps of labels
+    are drawn by the same step with the nearest label.
     """
     height, width = image.shape[:2]
     corners = move_points(np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64), matrix)
     x1, y1, x2, y2 = window or (0, 0, canvas.shape[1], canvas.shape[0])
-    low, high = np.ceil(corners.min(axis=0) - 0.5), np.ceil(corners.max(axis=0) - 0.5)
+    reach = 0.0 if field is None else float(np.abs(field).max(initial=0.0))
+    low, high = np.ceil(corners.min(axis=0) - reach - 0.5), np.ceil(corners.max(axis=0) + reach - 0.5)
     x1, y1 = int(max(x1, low[0])), int(max(y1, low[1]))
     x2, y2 = int(min(x2, high[0])), int(min(y2, high[1]))
     if x2 <= x1 or y2 <= y1:
         return
     local = chain(np.array([[1.0, 0.0, -x1], [0.0, 1.0, -y1]]), matrix)
     size = (x2 - x1, y2 - y1)
-    drawn = warp(image, local, size, fill=fill)
+    part = None if field is None else field[y1:y2, x1:x2]
+    drawn = warp(image, local, size, fill=fill, interpolation=interpolation, displacement=part)
     target = canvas[y1:y2, x1:x2]
-    if keeps_axes(matrix):
+    if keeps_axes(matrix) and part is None:
         target[...] = drawn
     else:
-        np.copyto(target, drawn, where=_inside(invert(local), size, (width, height))[..., None])
+        np.copyto(target, drawn, where=_inside(invert(local), size, (width, height), part)[..., None])
 
 
-def _inside(back: Float, size: tuple[int, int], source: tuple[int, int]) -> Mask:
+def _inside(back: Float, size: tuple[int, int], source: tuple[int, int], field: Field | None) -> Mask:
     """[H, W], destination pixels whose centre maps into the source."""
     x, y = np.arange(size[0]) + 0.5, (np.arange(size[1]) + 0.5)[:, None]
+    if field is not None:
+        x, y = x + field[..., 0], y + field[..., 1]
     u = back[0, 0] * x + (back[0, 1] * y + back[0, 2])
     v = back[1, 0] * x + (back[1, 1] * y + back[1, 2])
     inside: Mask = (u >= 0) & (u < source[0]) & (v >= 0) & (v < source[1])

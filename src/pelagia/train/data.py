@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 
 from pelagia.core import masks as core_masks
 from pelagia.core.card import Normalisation
-from pelagia.core.types import Instances, Int, MaskCrop
-from pelagia.data.augment import AugmentOptions, Transform, augment, evaluation_sample, transformed_sample
+from pelagia.core.types import Int, MaskCrop
+from pelagia.data.augment import AugmentOptions, Transform, augment, evaluation_sample, read_sample, transformed_sample
 from pelagia.data.dataset import Dataset
 from pelagia.data.sample import Sample
 from pelagia.errors import DataError, ImageError, PelagiaError
@@ -181,9 +181,8 @@ class Maker:
         made = collate([self(slot) for slot in slots])
         return replace(made, skipped=tuple(item for item in self.skipped.items() if item[0] not in before))
 
-    def _fetch(self, index: int) -> tuple[NDArray[Any], Instances]:
-        index = self._readable(index)
-        return self.dataset.image(index), self.dataset.truth(index, masks=self.masks)
+    def _fetch(self, index: int) -> Sample:
+        return read_sample(self.dataset, self._readable(index), masks=self.masks)
 
     def _readable(self, index: int) -> int:
         """`index`, or the next image that can be read: which one replaces a broken file depends on nothing but the files."""
