@@ -29,7 +29,8 @@ import numpy as np
 from pelagia.core.masks import crop_from_bitmap, crop_to_rle, rle_to_string
 from pelagia.core.types import MaskCrop
 from pelagia.infer.evaluate import gather_file
-from pelagia.metrics.bootstrap import detection_statistic, intervals
+from pelagia.metrics.bootstrap import intervals
+from pelagia.metrics.statistics import detection_statistic
 
 WORKER = Path(__file__).with_name("evaluation_worker.py")
 WIDTH, HEIGHT, CLASSES = 640, 480, 80

@@ -13,8 +13,9 @@ from oracles import box_overlap, count_truth, judge
 from pelagia.core.types import Instances
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.metrics import DetectionResult
-from pelagia.metrics.bootstrap import Key, Statistic, detection_statistic, image_weights, intervals, paired_differences
+from pelagia.metrics.bootstrap import Key, Statistic, image_weights, intervals, paired_differences
 from pelagia.metrics.detection import Evidence
+from pelagia.metrics.statistics import detection_statistic, joined, share_bounds
 
 
 def mean_of(values: np.ndarray) -> Statistic:
@@ -206,6 +207,21 @@ def test_only_numbers_of_both_models_are_compared() -> None:
     assert found["", "b"].value == 1
     never = paired_differences(lambda w: {("", "a"): math.nan}, lambda w: {("", "a"): 1.0}, 4, resamples=5)
     assert math.isnan(never["", "a"].p)
+
+
+def test_statistics_are_joined() -> None:
+    found = joined(lambda w: {("", "a"): w[0]}, lambda w: {("", "b"): w[1], ("", "a"): 9.0})(np.array([3.0, 4.0]))
+    assert found == {("", "b"): 4.0, ("", "a"): 9.0}
+
+
+def test_bounds_cut_what_bias_moves_too_far() -> None:
+    def drawn(weights: np.ndarray) -> dict[Key, float]:
+        return {("", "AP"): float((weights > 0).mean())}  # 1 on the data as they are, about 0.63 in a resample
+
+    assert [share_bounds(("", name)) for name in ("AP", "angle error, mean", "count ratio")] == [(0, 1), (0, 90), (0, np.inf)]
+    assert intervals(drawn, 10, resamples=100)["", "AP"].high > 1
+    found = intervals(drawn, 10, resamples=100, bounds=share_bounds)["", "AP"]
+    assert found.low < found.value == found.high == 1
 
 
 # ---------------------------------------------------------------------------------------------- errors

@@ -17,6 +17,7 @@ from pelagia.api import Predictor
 from pelagia.cli import main as cli_main
 from pelagia.cli.evaluate import _Flags, _store
 from pelagia.core.image import write
+from pelagia.core.oriented import to_corners
 from pelagia.core.types import Category, Instances, MaskCrop
 from pelagia.data.convert import convert
 from pelagia.data.dataset import Dataset
@@ -140,6 +141,54 @@ def test_rules_cuts_and_thresholds(place: Path, capsys: pytest.CaptureFixture[st
     assert "f1, f0.5" in capsys.readouterr().err
 
 
+def test_every_number_has_an_interval_and_a_comparison(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("evaluate", place / "poor.json", truth_file(place), "--compare", "boxes", "--rules", "voc2010", "--agnostic")
+    assert run(*words, "--json", "--resamples", "60", "--against", place / "good.json", "--out", tmp_path) == 0
+    content = document(capsys)
+    for part in ("intervals", "differences"):
+        rows = {(row["class"], row["number"]): row for row in content[part]}
+        assert {("", "VOC mAP"), ("red", "VOC AP"), ("", "anything AP"), ("", "level 1 AP50"), ("", "hierarchical F1")} <= set(
+            rows
+        )
+    sure = {(row["class"], row["number"]): row for row in content["intervals"]}
+    assert sure["", "VOC mAP"]["value"] == pytest.approx(content["voc"]["map"])
+    assert sure["", "VOC mAP"]["low"] < content["voc"]["map"] < sure["", "VOC mAP"]["high"]
+    anything = content["hierarchy"]["levels"][-1]
+    assert sure["", "anything AP50"]["value"] == pytest.approx(anything["ap50"])
+    rows = {(row["class"], row["number"]): row for row in content["differences"]}
+    assert run("evaluate", place / "good.json", *words[2:], "--json") == 0
+    other = document(capsys)
+    assert rows["", "VOC mAP"]["second"] == pytest.approx(other["voc"]["map"])
+    assert rows["", "hierarchical recall"]["second"] == pytest.approx(other["hierarchy"]["recall"])
+    page = (tmp_path / "report.html").read_text()
+    assert "By the rules of Pascal VOC 2010" in page
+
+
+def test_angles_have_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    images = [{"id": i, "file_name": f"{i}.png", "width": 400, "height": 400} for i in range(6)]
+    truth, found = [], []
+    for i in range(6):
+        for x in (60, 200, 340):
+            box = [x, 200, 80, 20, 0.3]
+            ring = [float(value) for value in to_corners(np.array([box]))[0].ravel()]
+            common = {"image_id": i, "category_id": 1}
+            truth.append({**common, "id": len(truth) + 1, "bbox": [x - 40, 150, 80, 100], "segmentation": [ring], "area": 1600})
+            found.append({**common, "bbox": [*box[:4], 0.3 + rng.normal(0, 0.05)], "score": float(rng.uniform(0.5, 1))})
+    content = {"images": images, "categories": [{"id": 1, "name": "diatom"}], "annotations": truth}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    words = ("evaluate", tmp_path / "found.json", tmp_path / "truth.json", "--task", "oriented", "--rules", "dota", "--json")
+    assert run(*words, "--resamples", "50") == 0
+    content = document(capsys)
+    rows = {(row["class"], row["number"]): row for row in content["intervals"]}
+    row = rows["", "angle error, median"]
+    assert row["value"] == pytest.approx(content["angles"]["degrees"]["all"]["median"])
+    assert 0 < row["low"] < row["high"] < 10
+    assert rows["diatom", "angle error, 90 %"]["high"] > row["value"]
+    assert rows["", "DOTA mAP"]["value"] == pytest.approx(content["voc"]["map"])
+
+
 def test_a_tree_of_classes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tree.json").write_text(json.dumps({"red": "warm", "orange": "warm", "warm": "colour", "blue": "colour"}))
     words = ("evaluate", place / "poor.json", truth_file(place), "--compare", "boxes", "--json")
@@ -211,7 +260,7 @@ def test_the_rules_of_voc_honour_regions_to_ignore(tmp_path: Path, capsys: pytes
 def test_what_cannot_be_compared_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = panoptic(tmp_path, "found", 2)
     assert run("evaluate", found, found, "--against", place / "good.json") == 1
-    assert "--against" in capsys.readouterr().err
+    assert "a JSON object with `annotations`" in capsys.readouterr().err
     assert run("evaluate", found, found, "--rules", "dota") == 1
     assert "--rules" in capsys.readouterr().err
     assert run("evaluate", found, found, "--split", "val") == 1
@@ -258,6 +307,15 @@ def test_label_images(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "out" / "report.html").is_file()
     assert run("evaluate", tmp_path / "found", truth) == 0
     assert "label images" in capsys.readouterr().out
+    words = ("evaluate", tmp_path / "found", truth, "--against", truth / "masks", "--out", tmp_path / "two")
+    assert run(*words) == 0
+    assert "comparison" in capsys.readouterr().out
+    content = json.loads((tmp_path / "two" / "evaluation.json").read_text())
+    rows = {(row["class"], row["number"]): row for row in content["differences"]}
+    assert rows["", "F1@0.5"]["second"] == rows["IoU 0.95", "F1"]["second"] == 1
+    assert rows["IoU 0.95", "F1"]["first"] == pytest.approx(content["pooled"]["f1"][-1])
+    assert rows["IoU 0.95", "F1"]["value"] > 0.5
+    assert "F1 by threshold" in (tmp_path / "two" / "report.html").read_text()
     assert run("evaluate", tmp_path / "found", truth, "--task", "semantic") == 1
     assert "--task instance" in capsys.readouterr().err
 
@@ -278,6 +336,13 @@ def test_semantic_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     content = document(capsys)
     assert content["pixel_accuracy"] == pytest.approx(33 / 36)
     assert any(row["number"] == "mIoU" for row in content["intervals"])
+    assert run(*words, "--json", "--against", tmp_path / "data" / "semantic", "--resamples", "200") == 0
+    rows = {(row["class"], row["number"]): row for row in document(capsys)["differences"]}
+    row = rows["", "pixel accuracy"]
+    assert (row["first"], row["second"]) == pytest.approx((33 / 36, 1))
+    assert row["low"] > 0
+    names = [item["name"] for item in content["classes"]]
+    assert {(name, number) for name in names for number in ("IoU", "Dice", "boundary F")} <= rows.keys()
     assert {"report.html", "confusion.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
@@ -308,6 +373,11 @@ def test_panoptic_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "PQ" in text
     assert "interval" in text
     assert (tmp_path / "out" / "report.html").is_file()
+    assert run("evaluate", found, truth, "--against", truth, "--json", "--resamples", "50") == 0
+    rows = {(row["class"], row["number"]): row for row in document(capsys)["differences"]}
+    assert rows["", "PQ"]["second"] == rows["fish", "PQ"]["second"] == 1
+    assert rows["fish", "SQ"]["value"] > 0.1
+    assert rows["water", "PQ"]["value"] == 0
     assert run("evaluate", truth, truth, "--json") == 0
     assert "1.0" in capsys.readouterr().out
 

@@ -242,10 +242,16 @@ def test_odd_names_do_not_break_plots(tmp_path: Path) -> None:
     picture(semantic_confusion(result, tmp_path / "c.png"))
 
 
+def angles_of(degrees: np.ndarray, skipped: int) -> AngleErrors:
+    """All of class a; class b has none."""
+    nothing = np.zeros(len(degrees), dtype=np.int64)
+    return AngleErrors(np.sort(degrees), nothing, nothing, ("a", "b"), skipped)
+
+
 @pytest.mark.parametrize("spread", [0.5, 4.0, 15.0, 30.0, 90.0])
 def test_angle_histogram(tmp_path: Path, spread: float) -> None:
     degrees = np.random.default_rng(0).beta(1, 6, 500) * spread
-    item = AngleErrors(degrees, {"a": degrees}, 12)
+    item = angles_of(degrees, 12)
     pixels = picture(angle_histogram(item, tmp_path / "a.png"))
     assert margins_are_white(pixels)
     assert like(pixels, SKY).sum() > 2000
@@ -253,7 +259,7 @@ def test_angle_histogram(tmp_path: Path, spread: float) -> None:
 
 @pytest.mark.parametrize("degrees", [[], [0.0], [90.0], [np.degrees(np.pi / 2) + 1e-9, 3.0]])
 def test_angle_histogram_of_few(tmp_path: Path, degrees: list[float]) -> None:
-    item = AngleErrors(np.array(degrees, dtype=np.float64), {}, 0)
+    item = angles_of(np.array(degrees, dtype=np.float64), 0)
     assert margins_are_white(picture(angle_histogram(item, tmp_path / "a.png")))
 
 
@@ -349,7 +355,7 @@ def test_tendency_of_scores(score: list[float], said: str) -> None:
 
 
 def test_angle_sections() -> None:
-    item = AngleErrors(np.array([1.0, 3.0]), {"a": np.array([1.0, 3.0]), "b": np.zeros(0)}, 7)
+    item = angles_of(np.array([1.0, 3.0]), 7)
     shown = cells(angle_sections(item))
     assert shown[5:10] == ["all", "2", "2.000", "2.000", "2.800"]
     assert shown[-5:] == ["b", "0", "-", "-", "-"]

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from pelagia.errors import EvaluationError, OptionError
+from pelagia.metrics.bootstrap import image_weights
 from pelagia.metrics.label_images import LABEL_IMAGE_THRESHOLDS, evaluate_label_images
+from pelagia.metrics.statistics import label_image_statistic
 
 LEVELS = tuple(tenth / 10 for tenth in range(1, 10))
 
@@ -174,6 +176,22 @@ def test_weights_count_as_copies() -> None:
     for wrong in (np.ones(3), np.full(4, 0.5), np.array([1, 1, 1, -1])):
         with pytest.raises(OptionError, match="4 whole numbers"):
             weighted.at(wrong)
+
+
+def test_the_statistic_equals_scoring_repeated_images() -> None:
+    rng = np.random.default_rng(3)
+    pairs = [draw_pair(rng, 6, 12) for _ in range(6)]
+    statistic = label_image_statistic(evaluate_label_images(*zip(*pairs, strict=True)))
+    for resample in range(10):
+        weights = image_weights(6, 4, resample)
+        many = [pair for pair, times in zip(pairs, weights.astype(int), strict=True) for _ in range(times)]
+        wanted, got = evaluate_label_images(*zip(*many, strict=True)), statistic(weights)
+        for name, value in wanted.summary():
+            assert got["", name] == pytest.approx(value, abs=1e-12, nan_ok=True)
+        for row, level in enumerate(wanted.thresholds):
+            assert got[f"IoU {level:g}", "F1"] == pytest.approx(wanted.pooled.f1[row], abs=1e-12, nan_ok=True)
+            single = wanted.per_image.accuracy[row]
+            assert got[f"IoU {level:g}", "accuracy per image"] == pytest.approx(single, abs=1e-12, nan_ok=True)
 
 
 def test_images_may_come_from_generators_and_in_any_integer_type() -> None:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from pelagia.core.types import Category, PanopticMap, Segment
 from pelagia.errors import EvaluationError, OptionError
+from pelagia.metrics.bootstrap import image_weights
 from pelagia.metrics.panoptic import PanopticTally, contingency, evaluate_panoptic
+from pelagia.metrics.statistics import panoptic_statistic
 
 CLASSES = 4
 CATEGORIES = [Category(10, "diatom"), Category(20, "copepod"), Category(7, "water", is_thing=False), Category(8, "never seen")]
@@ -209,6 +211,25 @@ def test_weights_count_as_copies_and_merging_as_adding() -> None:
     assert len(parts[1].counts) == parts[1].images == 6
     parts[1].add(*pairs[0])
     np.testing.assert_array_equal(parts[1].counts[6], tally.counts[0])
+
+
+def test_the_statistic_equals_bitmaps_of_repeated_images() -> None:
+    rng = np.random.default_rng(6)
+    pairs, tally = [draw_pair(rng) for _ in range(6)], PanopticTally(CATEGORIES)
+    for pair in pairs:
+        tally.add(*pair)
+    statistic, counts = panoptic_statistic(tally), np.array([naive(*pair) for pair in pairs])
+    for resample in range(10):
+        weights = image_weights(6, 1, resample)
+        iou, tp, fp, fn = np.repeat(counts, weights.astype(int), axis=0).sum(axis=0).T
+        with np.errstate(invalid="ignore"):
+            rq, pq = tp / (tp + fp / 2 + fn / 2), iou / (tp + fp / 2 + fn / 2)
+        got = statistic(weights)
+        assert [got[item.name, "PQ"] for item in CATEGORIES] == pytest.approx(pq, abs=1e-12, nan_ok=True)
+        assert [got[item.name, "RQ"] for item in CATEGORIES] == pytest.approx(rq, abs=1e-12, nan_ok=True)
+        assert got["", "PQ"] == pytest.approx(np.nanmean(pq), abs=1e-12)
+        assert got["", "PQ things"] == pytest.approx(np.nanmean(pq[[0, 1, 3]]), abs=1e-12)
+        assert got["", "RQ stuff"] == pytest.approx(rq[2], abs=1e-12, nan_ok=True)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score, precision
 
 from pelagia.core.types import Category, SemanticMap
 from pelagia.errors import EvaluationError, OptionError
+from pelagia.metrics.bootstrap import image_weights
 from pelagia.metrics.boundary import BoundaryOptions, halo
 from pelagia.metrics.semantic import SemanticTally, evaluate_semantic, tally_scan
+from pelagia.metrics.statistics import semantic_statistic
 
 Labels = NDArray[Any]
 SEEDS, SIDES = st.integers(0, 2**32 - 1), st.integers(1, 24)
@@ -196,6 +198,32 @@ def test_weights_repeat_images() -> None:
     assert half.mean_iou == pytest.approx(expected.mean_iou)
     assert half.mean_boundary_f == pytest.approx(expected.mean_boundary_f)
     assert tally.result([1, 1, 1]).mean_iou == tally.result().mean_iou
+
+
+def test_the_statistic_equals_scikit_learn_on_repeated_images() -> None:
+    pairs = [maps(seed, 14, 11, 3) for seed in range(5)]
+    names = [Category(label + 1, f"class {label}") for label in range(3)]
+    tally = SemanticTally(3)
+    for image, pair in enumerate(pairs):
+        tally.add(*pair, image=image)
+    statistic = semantic_statistic(tally, names)
+    for resample in range(10):
+        weights = image_weights(5, 2, resample)
+        many = [pair for pair, times in zip(pairs, weights.astype(int), strict=True) for _ in range(times)]
+        truth, predicted = (np.concatenate([pair[side].ravel() for pair in many]) for side in range(2))
+        scored = truth != 255
+        got, labels = statistic(weights), [0, 1, 2]
+        expected = jaccard_score(truth[scored], predicted[scored], labels=labels, average=None)
+        assert [got[item.name, "IoU"] for item in names] == pytest.approx(expected, abs=1e-12)
+        assert got["", "mIoU"] == pytest.approx(np.mean(expected), abs=1e-12)
+        expected = f1_score(truth[scored], predicted[scored], labels=labels, average=None)
+        assert [got[item.name, "Dice"] for item in names] == pytest.approx(expected, abs=1e-12)
+        repeated = SemanticTally(3)
+        for pair in many:
+            repeated.add(*pair)
+        result = repeated.result(categories=names)
+        assert [got["", name] for name, _ in result.summary()] == pytest.approx([v for _, v in result.summary()], abs=1e-12)
+        assert [got[item.name, "boundary F"] for item in names] == pytest.approx(result.boundary_f, abs=1e-12)
 
 
 @pytest.mark.parametrize("weights", [[1, 1], [1, 1, 1], [[1]], [-1], [np.nan], ["a"]])

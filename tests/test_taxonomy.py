@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawn import draw, evidence
+from drawn import different_scores, draw, evidence, repeated
 from oracles import box_overlap, coco_matches, in_ignored_region, unscored
 from pelagia.core.types import Category, Instances
 from pelagia.errors import OptionError
 from pelagia.metrics import evaluate_detection
-from pelagia.metrics.taxonomy import HierarchicalResult, Level, Taxonomy, hierarchical_scores
+from pelagia.metrics.bootstrap import image_weights
+from pelagia.metrics.statistics import hierarchy_statistic
+from pelagia.metrics.taxonomy import HierarchicalResult, Level, Taxonomy, gather_hierarchy, hierarchical_scores
 
 NAMES = ["copepod", "krill", "diatom", "bubble"]
 CATEGORIES = [Category(position, name) for position, name in enumerate(NAMES)]
@@ -100,6 +102,31 @@ def test_drawn_scores_equal_the_definition(seed: int, images: int, best: bool) -
     assert got.recall == pytest.approx(recall, abs=1e-12, nan_ok=True)
     if precision > 0 and recall > 0:
         assert got.f1 == pytest.approx(2 / (1 / precision + 1 / recall))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_weights_equal_the_definition_on_repeated_images(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truths, predictions = draw(rng, images=4, classes=4, objects=8, found=20)
+    predictions = different_scores(rng, predictions)
+    least = {"copepod": 0.2, "krill": 0.4, "diatom": 0.5, "bubble": 0.0}
+    statistic = hierarchy_statistic(gather_hierarchy(evidence(truths, predictions, CATEGORIES), TREE, least))
+    for resample in range(3):
+        weights = image_weights(4, seed, resample)
+        drawn = repeated(truths, weights), repeated(predictions, weights)
+        got = statistic(weights)
+        for depth, names in enumerate(reversed(LEVELS[1:])):
+            categories = [Category(position, name) for position, name in enumerate(dict.fromkeys(names))]
+            result = evaluate_detection(*(relabelled(side, names) for side in drawn), categories)
+            title = f"level {depth}" if depth else "anything"
+            assert got["", f"{title} AP"] == pytest.approx(result.ap, abs=1e-12, nan_ok=True)
+            assert got["", f"{title} AP50@all"] == pytest.approx(result.ap50_all, abs=1e-12, nan_ok=True)
+        precision, recall = naive_shares(*drawn, list(least.values()))
+        assert got["", "hierarchical precision"] == pytest.approx(precision, abs=1e-12, nan_ok=True)
+        assert got["", "hierarchical recall"] == pytest.approx(recall, abs=1e-12, nan_ok=True)
+        assert math.isnan(got["", "hierarchical F1"]) == math.isnan(precision + recall)
+        assert ("", "level 3 AP") not in got
 
 
 # ---------------------------------------------------------------------------------------------- by hand

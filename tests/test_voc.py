@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawn import SIDE, categories, draw, draw_masks, one_box, rotated
+from drawn import SIDE, categories, different_scores, draw, draw_masks, one_box, repeated, rotated
 from oracles import Overlap, box_overlap, in_ignored_region, mask_overlap, oriented_overlap
 from pelagia.core.types import Instances
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.metrics import evaluate_detection
-from pelagia.metrics.objects import Kind
-from pelagia.metrics.voc import VocResult, evaluate_voc
+from pelagia.metrics.bootstrap import image_weights
+from pelagia.metrics.objects import Kind, flatten
+from pelagia.metrics.statistics import voc_statistic
+from pelagia.metrics.voc import VocResult, evaluate_voc, gather_voc
 
 Year = Literal[2007, 2010]
 
@@ -137,6 +139,34 @@ def test_the_settled_rule_matters_in_what_is_drawn() -> None:
     result = assert_equals_loops([truth], [found], "boxes", box_overlap, year=2010)
     coco = evaluate_detection([truth], [found], categories(2), iou_thresholds=(0.5,))
     assert coco.classes[0].best.recall > result.classes[0].recall[-1] + 0.1
+
+
+@pytest.mark.parametrize("year", YEARS)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_weights_equal_the_loops_over_repeated_images(year: Year, seed: int, turned: bool) -> None:
+    """`different_scores`: copies of an image stay together where a class has equal scores in it."""
+    rng = np.random.default_rng(seed)
+    truths, predictions = draw(rng, images=4, classes=2, objects=5, found=12, crowd=0.05)
+    truths, predictions = flagged(rng, truths, 0.2), different_scores(rng, predictions)
+    kind: Kind = "oriented" if turned else "boxes"
+    if turned:
+        truths, predictions = rotated(rng, truths), rotated(rng, predictions)
+    truth, found = (flatten(items, kind, what="objects") for items in (truths, predictions))
+    statistic = voc_statistic(gather_voc(truth, found, categories(2), year=year))
+    title = "DOTA" if turned else "VOC"
+    for resample in range(3):
+        weights = image_weights(4, seed, resample)
+        drawn = repeated(truths, weights), repeated(predictions, weights)
+        got = statistic(weights)
+        values = []
+        for label in range(2):
+            right, total = outcomes(*drawn, label, 0.5, oriented_overlap if turned else box_overlap)
+            values.append(average(right, total, year))
+            assert got[f"taxon {label}", f"{title} AP"] == pytest.approx(values[-1], abs=1e-12, nan_ok=True)
+        real = [value for value in values if not math.isnan(value)]
+        expected = sum(real) / len(real) if real else math.nan
+        assert got["", f"{title} mAP"] == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------- by hand

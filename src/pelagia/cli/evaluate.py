@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,9 +21,10 @@ from pelagia.infer.assess import (
     Assessment,
     AssessOptions,
     assess,
+    certainty,
+    certainty_dicts,
+    certainty_lines,
     fit_calibration,
-    interval_dicts,
-    interval_lines,
     rule_thresholds,
 )
 from pelagia.infer.coco_results import ResultsFile
@@ -30,11 +32,10 @@ from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_ev
 from pelagia.infer.objects import KINDS, federated_labels, truth_objects
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.sources import MapKind, is_predictions, map_kind
-from pelagia.metrics.bootstrap import Interval, Key
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.objects import Kind
 from pelagia.metrics.taxonomy import Taxonomy
-from pelagia.metrics.voc import voc_objects
+from pelagia.metrics.voc import VocEvidence, gather_voc
 
 if TYPE_CHECKING:
     from pelagia.api import Predictor
@@ -148,17 +149,13 @@ def evaluate(
         told,
         sizes=dataset.sizes if whole else None,
         taxonomy=tree if flags.taxonomy or flags.agnostic or (tree.parents and whole) else None,
+        voc=None if flags.rules == "coco" else partial(_by_voc, dataset, 2010 if flags.rules == "voc2010" else 2007),
         against=other,
     )
-    voc = None
-    if flags.rules != "coco":
-        year: Literal[2007, 2010] = 2010 if flags.rules == "voc2010" else 2007
-        truths = truth_objects(dataset, evidence.comparison.truth.kind)  # with the regions to ignore, which evidence has used up
-        voc = voc_objects(truths, evidence.comparison.predictions, dataset.categories, year=year)
     if json:
-        print_json({**assessment.to_dict(curves=False), **({} if voc is None else {"voc": voc.to_dict()})})
+        print_json(assessment.to_dict(curves=False))
     else:
-        print("\n".join(assessment.lines() + ([] if voc is None else ["", *voc.lines()])))
+        print("\n".join(assessment.lines()))
     if flags.out is not None:
         say(f"report: {_write(flags.out, evidence, assessment, dataset, f'{source} on {truth}')}")
     if predictor is not None and found is not None:
@@ -166,11 +163,17 @@ def evaluate(
     return 0
 
 
+def _by_voc(dataset: Dataset, year: Literal[2007, 2010], evidence: Evidence) -> VocEvidence:
+    """The same predictions matched by the rules of VOC or DOTA, with the regions to ignore, which `evidence` has used up."""
+    truth = truth_objects(dataset, evidence.comparison.truth.kind)
+    return gather_voc(truth, evidence.comparison.predictions, dataset.categories, year=year)
+
+
 def _refuse_flags(flags: _Flags, kind: MapKind) -> None:
     """Options that say nothing about maps are not passed over in silence."""
     if kind == "panoptic" and flags.split:
         raise OptionError("a panoptic file has no splits; name the file of the split")
-    names = ("against", "rules", "max_dets", "iou", "lvis", "taxonomy", "agnostic", "save_thresholds", "save_calibration")
+    names = ("rules", "max_dets", "iou", "lvis", "taxonomy", "agnostic", "save_thresholds", "save_calibration")
     given = [name for name in names if getattr(flags, name) != getattr(_FLAGS, name)]
     if given:
         raise OptionError(f"--{given[0].replace('_', '-')} is for scores of objects, not of label, semantic or panoptic maps")
@@ -246,22 +249,22 @@ def _evaluate_maps(
                 say(f"pelagia: {finding}")
         return _choose(dataset, flags.split)
 
-    found = resolve("pelagia.infer.maps", purpose="score maps").evaluate_maps(source, truth, kind, open_truth)
-    result = found.at(None)
-    if found.unknown:
-        say(f"left out: predictions for {len(found.unknown)} images that the truth does not have, such as {found.unknown[0]}")
-    sure: dict[Key, Interval] | None = None
-    if telling.resamples:
-        sure = found.intervals(resamples=telling.resamples, level=telling.level, seed=telling.seed)
-    document = {**result.to_dict(), **({} if sure is None else {"intervals": interval_dicts(sure)})}
+    sources = [source] if flags.against is None else [source, Path(flags.against)]
+    scored = resolve("pelagia.infer.maps", purpose="score maps").evaluate_maps(sources, truth, kind, open_truth)
+    for item in scored:
+        if item.unknown:
+            say(f"left out: predictions for {len(item.unknown)} images that the truth does not have, such as {item.unknown[0]}")
+    first, other = scored[0], scored[1].statistic if len(scored) > 1 else None
+    sure, differences = certainty(first.statistic, other, first.images, telling)
+    document = {**first.result.to_dict(), **certainty_dicts(sure, differences)}
     if json:
         print_json(document)
     else:
-        print("\n".join([*result.lines(), *([] if sure is None else ["", *interval_lines(sure)])]))
+        print("\n".join([*first.result.lines(), *certainty_lines(sure, differences)]))
     if flags.out is not None:
         write_json(flags.out / "evaluation.json", document, indent=2)
         report = resolve("pelagia.report.assessment", purpose="write a report")
-        say(f"report: {report.write_maps(flags.out, result, sure, subtitle=f'{source} on {truth}')}")
+        say(f"report: {report.write_maps(flags.out, first.result, sure, differences, subtitle=f'{source} on {truth}')}")
     return 0
 
 

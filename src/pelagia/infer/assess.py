@@ -3,7 +3,7 @@ be believed, and how another model compares on the same images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,36 @@ from pelagia.core.lazy import resolve
 from pelagia.core.types import Float, Int
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.metrics.angles import AngleErrors, angle_errors
-from pelagia.metrics.bootstrap import Difference, Interval, Key, detection_statistic, intervals, paired_differences, share_bounds
+from pelagia.metrics.bootstrap import Difference, Interval, Key, Statistic, intervals, paired_differences
 from pelagia.metrics.calibration import DetectionCalibration, detection_calibration
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.error_types import ErrorBreakdown, ImageErrors, error_types, worst_images
 from pelagia.metrics.result import DetectionResult, json_value, number, text_table
-from pelagia.metrics.taxonomy import HierarchicalResult, Taxonomy, hierarchical_scores
+from pelagia.metrics.statistics import (
+    angle_statistic,
+    detection_statistic,
+    hierarchy_statistic,
+    joined,
+    share_bounds,
+    voc_statistic,
+)
+from pelagia.metrics.taxonomy import HierarchicalEvidence, HierarchicalResult, Taxonomy, gather_hierarchy
 from pelagia.metrics.thresholds import ThresholdRule
+from pelagia.metrics.voc import VocEvidence, VocResult
 
 if TYPE_CHECKING:
     from pelagia.metrics.scaling import MapKind, ScoreMap
 
-__all__ = ["AssessOptions", "Assessment", "assess", "fit_calibration", "interval_dicts", "interval_lines", "rule_thresholds"]
+__all__ = [
+    "AssessOptions",
+    "Assessment",
+    "assess",
+    "certainty",
+    "certainty_dicts",
+    "certainty_lines",
+    "fit_calibration",
+    "rule_thresholds",
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,7 @@ class Assessment:
     thresholds: dict[str, float]
     angles: AngleErrors | None = None
     hierarchy: HierarchicalResult | None = None
+    voc: VocResult | None = None
     intervals: dict[Key, Interval] | None = None
     differences: dict[Key, Difference] | None = None
 
@@ -75,14 +94,11 @@ class Assessment:
         """JSON values; parts that are None are left out."""
         found = self.result.to_dict(curves=curves)
         found["chosen_thresholds"] = self.thresholds
-        for name in ("errors", "calibration", "angles", "hierarchy"):
+        for name in ("errors", "calibration", "angles", "hierarchy", "voc"):
             part = getattr(self, name)
             if part is not None:
                 found[name] = part.to_dict()
-        if self.intervals is not None:
-            found["intervals"] = interval_dicts(self.intervals)
-        if self.differences is not None:
-            found["differences"] = _dicts(self.differences, _DIFFERENCE)
+        found |= certainty_dicts(self.intervals, self.differences)
         found["worst_images"] = [
             {"image": item.image, "correct": item.correct, "false": item.false, "missed": item.missed} for item in self.worst
         ]
@@ -98,30 +114,54 @@ class Assessment:
             tendency = "too sure" if gap > 0 else "not sure enough"
             text = f"Scores: ECE {number(self.calibration.confidence.ece)}, D-ECE {number(self.calibration.d_ece)}"
             lines += ["", f"{text}; on average {number(abs(gap))} {tendency}"]
-        for part in (self.angles, self.hierarchy):
+        for part in (self.angles, self.hierarchy, self.voc):
             if part is not None:
                 lines += ["", *part.lines()]
-        if self.intervals is not None:
-            lines += ["", *interval_lines(self.intervals)]
-        if self.differences is not None:
-            rows = [
-                [_name(key), *map(number, (v.first, v.second, v.value, v.low, v.high, v.p))]
-                for key, v in self.differences.items()
-                if not key[0]
-            ]
-            lines += ["", *text_table([["comparison", "this", "other", "difference", "low", "high", "p"], *rows])]
-        return lines
+        return lines + certainty_lines(self.intervals, self.differences)
 
 
-def interval_dicts(found: Mapping[Key, Interval]) -> list[dict[str, Any]]:
-    """JSON values: one object per number."""
-    return _dicts(found, _INTERVAL)
+def certainty(
+    statistic: Statistic, other: Statistic | None, images: int, options: AssessOptions
+) -> tuple[dict[Key, Interval] | None, dict[Key, Difference] | None]:
+    """Intervals of the numbers of `statistic`, if `options` ask for resamples, and its paired test against `other`, if given (of
+    1,000 resamples unless they say otherwise).
+
+    Raises:
+        EvaluationError: fewer than two images.
+    """
+    resampling: dict[str, Any] = {"level": options.level, "seed": options.seed}
+    sure, differences = None, None
+    if options.resamples:
+        sure = intervals(statistic, images, resamples=options.resamples, bounds=share_bounds, **resampling)
+    if other is not None:
+        differences = paired_differences(statistic, other, images, resamples=options.resamples or 1000, **resampling)
+    return sure, differences
 
 
-def interval_lines(found: Mapping[Key, Interval]) -> list[str]:
-    """The numbers of the whole as text."""
-    rows = [[_name(key), *map(number, (v.value, v.low, v.high))] for key, v in found.items() if not key[0]]
-    return text_table([["interval", "value", "low", "high"], *rows])
+def certainty_dicts(sure: Mapping[Key, Interval] | None, differences: Mapping[Key, Difference] | None) -> dict[str, Any]:
+    """JSON values of intervals and differences, one object per number, of those that were asked for."""
+    found: dict[str, Any] = {}
+    if sure is not None:
+        found["intervals"] = _dicts(sure, _INTERVAL)
+    if differences is not None:
+        found["differences"] = _dicts(differences, _DIFFERENCE)
+    return found
+
+
+def certainty_lines(sure: Mapping[Key, Interval] | None, differences: Mapping[Key, Difference] | None) -> list[str]:
+    """The numbers of the whole as text, each table after an empty line."""
+    lines: list[str] = []
+    if sure is not None:
+        rows = [[_name(key), *map(number, (v.value, v.low, v.high))] for key, v in sure.items() if not key[0]]
+        lines += ["", *text_table([["interval", "value", "low", "high"], *rows])]
+    if differences is not None:
+        rows = [
+            [_name(key), *map(number, (v.first, v.second, v.value, v.low, v.high, v.p))]
+            for key, v in differences.items()
+            if not key[0]
+        ]
+        lines += ["", *text_table([["comparison", "this", "other", "difference", "low", "high", "p"], *rows])]
+    return lines
 
 
 def _dicts(found: Mapping[Key, Any], fields: Sequence[str]) -> list[dict[str, Any]]:
@@ -139,12 +179,35 @@ def _name(key: Key) -> str:
     return " ".join(part for part in key if part)
 
 
+@dataclass(frozen=True)
+class _Side:
+    """What is told of one model: everything that is matched once."""
+
+    evidence: Evidence
+    thresholds: dict[str, float]
+    angles: AngleErrors | None
+    hierarchy: HierarchicalEvidence | None
+    voc: VocEvidence | None
+
+    def statistic(self) -> Statistic:
+        """Every number of it."""
+        parts = [detection_statistic(self.evidence, self.thresholds)]
+        if self.angles is not None:
+            parts.append(angle_statistic(self.angles))
+        if self.hierarchy is not None:
+            parts.append(hierarchy_statistic(self.hierarchy))
+        if self.voc is not None:
+            parts.append(voc_statistic(self.voc))
+        return joined(*parts)
+
+
 def assess(
     evidence: Evidence,
     options: AssessOptions | None = None,
     *,
     sizes: Int | None = None,
     taxonomy: Taxonomy | None = None,
+    voc: Callable[[Evidence], VocEvidence] | None = None,
     against: Evidence | None = None,
 ) -> Assessment:
     """Score, and tell what `options` ask for.
@@ -152,41 +215,50 @@ def assess(
     Args:
         sizes: [N, 2] width and height of the images, for calibration by place; None to leave that out.
         taxonomy: how classes are related; None for no hierarchical scores.
+        voc: matches the predictions of an evidence by the rules of VOC or DOTA; None for no such score.
         against: the evidence of another model on the same images.
 
     Raises:
         EvaluationError: `against` is of other images.
     """
     options = options or AssessOptions()
-    thresholds = rule_thresholds(evidence, options.threshold)
     kind = evidence.comparison.truth.kind
+
+    def side(of: Evidence) -> _Side:
+        thresholds = rule_thresholds(of, options.threshold)
+        angles = angle_errors(of) if kind == "oriented" else None
+        hierarchy = None if taxonomy is None else gather_hierarchy(of, taxonomy, thresholds)
+        return _Side(of, thresholds, angles, hierarchy, None if voc is None else voc(of))
+
+    if against is not None:
+        _check_alike(evidence, against)
+    own = side(evidence)
+    statistic = own.statistic() if options.resamples or against is not None else None
+    sure, differences = None, None
+    if statistic is not None:
+        other = None if against is None else side(against).statistic()
+        sure, differences = certainty(statistic, other, evidence.images, options)
     has_half = bool(np.isclose(evidence.rules.thresholds, 0.5, atol=1e-9).any())
-    statistic = detection_statistic(evidence, thresholds) if options.resamples or against is not None else None
-    differences = None
-    resampling: dict[str, Any] = {"level": options.level, "seed": options.seed}
-    if against is not None and statistic is not None:
-        if against.comparison.truth.kind != kind:
-            other_kind = against.comparison.truth.kind
-            raise EvaluationError(f"one is compared by {kind}, the other by {other_kind}; choose with --compare")
-        if against.images != evidence.images or len(against.comparison.truth) != len(evidence.comparison.truth):
-            raise EvaluationError("the two are scored on other images; compare models on the same data set and split")
-        other = detection_statistic(against, rule_thresholds(against, options.threshold))
-        many = options.resamples or 1000
-        differences = paired_differences(statistic, other, evidence.images, resamples=many, **resampling)
-    sure = None
-    if options.resamples and statistic is not None:
-        sure = intervals(statistic, evidence.images, resamples=options.resamples, bounds=share_bounds, **resampling)
     return Assessment(
         result=evidence.result(),
         errors=error_types(evidence) if options.errors and has_half and kind != "keypoints" else None,
-        worst=tuple(worst_images(evidence, thresholds)),
+        worst=tuple(worst_images(evidence, own.thresholds)),
         calibration=_calibration(evidence, sizes) if options.errors else None,
-        thresholds=thresholds,
-        angles=angle_errors(evidence) if kind == "oriented" else None,
-        hierarchy=None if taxonomy is None else hierarchical_scores(evidence, taxonomy, thresholds),
+        thresholds=own.thresholds,
+        angles=own.angles,
+        hierarchy=None if own.hierarchy is None else own.hierarchy.result(),
+        voc=None if own.voc is None else own.voc.result(),
         intervals=sure,
         differences=differences,
     )
+
+
+def _check_alike(evidence: Evidence, against: Evidence) -> None:
+    kind, other_kind = evidence.comparison.truth.kind, against.comparison.truth.kind
+    if other_kind != kind:
+        raise EvaluationError(f"one is compared by {kind}, the other by {other_kind}; choose with --compare")
+    if against.images != evidence.images or len(against.comparison.truth) != len(evidence.comparison.truth):
+        raise EvaluationError("the two are scored on other images; compare models on the same data set and split")
 
 
 def rule_thresholds(evidence: Evidence, rule: str) -> dict[str, float]:

@@ -21,23 +21,20 @@ import numpy as np
 
 from pelagia.core.types import Float
 from pelagia.errors import EvaluationError, OptionError
-from pelagia.metrics.detection import Evidence
-from pelagia.metrics.result import headline
 
 __all__ = [
     "Difference",
     "Interval",
     "Key",
     "Statistic",
-    "detection_statistic",
     "image_weights",
     "intervals",
     "paired_differences",
-    "share_bounds",
 ]
 
 #: (class, number), such as ("copepod", "AP50"); the class is empty for numbers of the whole.
 Key: TypeAlias = tuple[str, str]
+#: Every number of an evaluation when image n counts weights[n] times; see `pelagia.metrics.statistics`.
 Statistic: TypeAlias = Callable[[Float], Mapping[Key, float]]
 
 
@@ -161,56 +158,3 @@ def _spread(sample: Float, value: float, level: float) -> tuple[float, float, fl
         return float("nan"), float("nan"), float("nan")
     low, high = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high), float(sample.std(ddof=1))
-
-
-def share_bounds(key: Key) -> tuple[float, float]:
-    """Of the numbers of this package: shares from 0 to 1, but for the ratio of counts."""
-    return (0.0, np.inf) if key[1] == "count ratio" else (0.0, 1.0)
-
-
-def detection_statistic(evidence: Evidence, thresholds: Mapping[str, float] | None = None) -> Statistic:
-    """All headline numbers; per class AP, AP50, AR; and at `thresholds` (class name -> score; by default those of best F1)
-    precision, recall, F1 and the ratio of the predicted to the true count."""
-    names = [category.name for category in evidence.categories]
-    if thresholds is None:
-        thresholds = {name: point.threshold for name, point in evidence.points().items()}
-    correct, counted, real = _counts(evidence, np.array([thresholds.get(name, np.nan) for name in names]))
-
-    def statistic(weights: Float) -> dict[Key, float]:
-        values = evidence.numbers(weights)
-        found: dict[Key, float] = {("", name): value for name, value in headline(values, evidence.comparison.truth.kind)}
-        ap, ap50, _, _, recall = values["classes"]
-        right, predicted, objects = (weights @ matrix for matrix in (correct, counted, real))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            rows = {
-                "AP": ap,
-                "AP50": ap50,
-                "AR": recall,
-                "precision": right / predicted,
-                "recall": right / objects,
-                "F1": 2 * right / (predicted + objects),
-                "count ratio": predicted / objects,
-            }
-        rows = {name: np.where(np.isfinite(values), values, np.nan) for name, values in rows.items()}
-        found |= {(name, number): float(rows[number][i]) for i, name in enumerate(names) for number in rows}
-        return found
-
-    return statistic
-
-
-def _counts(evidence: Evidence, thresholds: Float) -> tuple[Float, Float, Float]:
-    """[N, C] each: true positives, predictions that count, and true objects; the first two from their class's threshold."""
-    right, kept = evidence.outcome
-    predictions, truth = evidence.comparison.predictions, evidence.comparison.truth
-    above = evidence.comparison.score >= thresholds[predictions.label]
-    scored = ~evidence.ranking.ignored[0]
-    shape = (evidence.images, len(evidence.categories))
-    places = [(predictions, above & right), (predictions, above & kept), (truth, scored)]
-    matrices = []
-    for objects, chosen in places:
-        flat = objects.image[chosen] * shape[1] + objects.label[chosen]
-        matrices.append(np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64))
-    missing = np.isnan(thresholds)
-    for matrix in matrices[:2]:
-        matrix[:, missing] = np.nan
-    return matrices[0], matrices[1], matrices[2]

@@ -126,12 +126,17 @@ class LabelImageResult:
             ("mean accuracy per image", mean(self.per_image.accuracy)),
         ]
 
+    def columns(self) -> dict[str, Float]:
+        """Title -> [T] score at each threshold."""
+        pooled = {title: getattr(self.pooled, name) for title, name in _TITLES}
+        return {**pooled, "accuracy per image": self.per_image.accuracy}
+
     def threshold_rows(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the table of thresholds, as text."""
-        header = ["IoU", "TP", "FP", "FN", *(title for title, _ in _TITLES), "accuracy per image"]
-        columns = [*(getattr(self.pooled, name) for _, name in _TITLES), self.per_image.accuracy]
+        columns = self.columns()
+        header = ["IoU", "TP", "FP", "FN", *columns]
         rows = [
-            [f"{level:g}", *map(str, counts), *(number(float(column[row])) for column in columns)]
+            [f"{level:g}", *map(str, counts), *(number(float(column[row])) for column in columns.values())]
             for row, (level, counts) in enumerate(zip(self.thresholds, self.totals.tolist(), strict=True))
         ]
         return header, rows

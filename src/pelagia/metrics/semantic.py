@@ -137,9 +137,6 @@ class SemanticTally:
         Raises:
             OptionError: weights or categories do not fit.
         """
-        categories = [Category(label, str(label)) for label in range(self.classes)] if categories is None else categories
-        if len(categories) != self.classes:
-            raise OptionError(f"{len(categories)} categories for a tally of {self.classes} classes")
         sums: NDArray[Any] = np.zeros((self.classes, self.classes + 1 + len(BOUNDARY_COUNTS)), dtype=np.int64)
         if weights is None:
             for part in self._sums.values():
@@ -147,6 +144,17 @@ class SemanticTally:
         else:
             stack = self.image_sums()
             sums = np.tensordot(_weights(weights, len(stack)), stack, axes=1)
+        return self.from_sums(sums, categories)
+
+    def from_sums(self, sums: NDArray[Any], categories: Sequence[Category] | None = None) -> SemanticResult:
+        """The scores of counts [C, C + 8] as `image_sums` gives them for each image: of one of them, or of a weighted sum.
+
+        Raises:
+            OptionError: another number of categories.
+        """
+        categories = [Category(label, str(label)) for label in range(self.classes)] if categories is None else categories
+        if len(categories) != self.classes:
+            raise OptionError(f"{len(categories)} categories for a tally of {self.classes} classes")
         split = self.classes + 1
         boundary = None if self.boundary is None else sums[:, split:]
         return SemanticResult(tuple(categories), self._images, sums[:, :split], boundary, self.boundary)

@@ -21,7 +21,7 @@ from pelagia.metrics.detection import Evidence
 from pelagia.metrics.objects import Objects
 from pelagia.metrics.result import json_value, number, text_table
 
-__all__ = ["HierarchicalResult", "Level", "Taxonomy", "hierarchical_scores"]
+__all__ = ["HierarchicalEvidence", "HierarchicalResult", "Level", "Taxonomy", "gather_hierarchy", "hierarchical_scores"]
 
 #: Name of the one class of the last level.
 ANYTHING = "anything"
@@ -69,6 +69,11 @@ class Level:
     ap_all: float
     ap50_all: float
 
+    @property
+    def title(self) -> str:
+        """How it is called in tables."""
+        return ANYTHING if self.depth == 0 else f"level {self.depth}"
+
 
 @dataclass(frozen=True)
 class HierarchicalResult:
@@ -96,8 +101,7 @@ class HierarchicalResult:
         """Header and rows of the table of levels, as text."""
         header = ["level", "classes", "AP", "AP50", "AP@all", "AP50@all"]
         rows = [
-            [_level_name(level), str(len(level.names)), *(number(getattr(level, name)) for name in _NUMBERS)]
-            for level in self.levels
+            [level.title, str(len(level.names)), *(number(getattr(level, name)) for name in _NUMBERS)] for level in self.levels
         ]
         return header, rows
 
@@ -111,14 +115,48 @@ class HierarchicalResult:
 _NUMBERS = ("ap", "ap50", "ap_all", "ap50_all")
 
 
-def _level_name(level: Level) -> str:
-    return ANYTHING if level.depth == 0 else f"level {level.depth}"
+@dataclass(frozen=True, eq=False)
+class HierarchicalEvidence:
+    """What hierarchical scores rest on; they are read from it for any weighting of images.
+
+    Args:
+        levels: (depth, the evidence with every label replaced by its ancestor there), finest first; the finest is what was given.
+        shared, predicted, real: [N] by image: names shared by matched pairs, names of the predictions that count, of the objects.
+    """
+
+    levels: tuple[tuple[int, Evidence], ...]
+    shared: Float
+    predicted: Float
+    real: Float
+
+    def result(self, weights: Float | None = None, *, first: int = 0) -> HierarchicalResult:
+        """The scores when image n counts weights[n] times, by default once; of the levels from number `first` on."""
+        levels = []
+        for depth, evidence in self.levels[first:]:
+            values = evidence.numbers(weights)
+            names = tuple(category.name for category in evidence.categories)
+            levels.append(Level(depth, names, *(values[name] for name in _NUMBERS)))
+        heavy = np.ones(len(self.shared)) if weights is None else weights
+        return HierarchicalResult(tuple(levels), *self.shares(heavy))
+
+    def shares(self, weights: Float) -> tuple[float, float]:
+        """Hierarchical precision and recall; NaN without predictions, without objects."""
+        shared, predicted, real = (float(weights @ values) for values in (self.shared, self.predicted, self.real))
+        nan = float("nan")
+        return shared / predicted if predicted else nan, shared / real if real else nan
 
 
 def hierarchical_scores(
     evidence: Evidence, taxonomy: Taxonomy, thresholds: Mapping[str, float] | None = None
 ) -> HierarchicalResult:
-    """Score `evidence` by `taxonomy`.
+    """Score `evidence` by `taxonomy`: see `gather_hierarchy`."""
+    return gather_hierarchy(evidence, taxonomy, thresholds).result()
+
+
+def gather_hierarchy(
+    evidence: Evidence, taxonomy: Taxonomy, thresholds: Mapping[str, float] | None = None
+) -> HierarchicalEvidence:
+    """Match along `taxonomy`.
 
     With A(c) the names from the root down to class c, a prediction of class p that found (across classes, at IoU 0.5, best scores
     first) an object of class t shares |A(p) n A(t)| names with it. Hierarchical precision is their sum over all predictions at
@@ -133,18 +171,16 @@ def hierarchical_scores(
     names = [category.name for category in evidence.categories]
     chains = [taxonomy.lineage(name) for name in names]
     deepest = max((len(chain) for chain in chains), default=1)
-    levels = [_level(evidence, chains, depth) for depth in range(deepest, -1, -1)]
+    levels = tuple((depth, _level(evidence, chains, depth)) for depth in range(deepest, -1, -1))
     if thresholds is None:
         thresholds = {name: point.threshold for name, point in evidence.points().items()}
     least = np.array([thresholds.get(name, np.nan) for name in names], dtype=np.float64)
     common = np.array([[len(set(a) & set(b)) for b in chains] for a in chains], dtype=np.float64).reshape(len(names), len(names))
     lengths = np.array([len(chain) for chain in chains], dtype=np.float64)
-    shared, predicted, real = _shared(evidence, least, common, lengths)
-    nan = float("nan")
-    return HierarchicalResult(tuple(levels), shared / predicted if predicted else nan, shared / real if real else nan)
+    return HierarchicalEvidence(levels, *_shared(evidence, least, common, lengths))
 
 
-def _level(evidence: Evidence, chains: Sequence[tuple[str, ...]], depth: int) -> Level:
+def _level(evidence: Evidence, chains: Sequence[tuple[str, ...]], depth: int) -> Evidence:
     ancestors = [chain[: min(depth, len(chain))][-1] if depth else ANYTHING for chain in chains]
     names = tuple(dict.fromkeys(ancestors))
     position = {name: index for index, name in enumerate(names)}
@@ -154,18 +190,16 @@ def _level(evidence: Evidence, chains: Sequence[tuple[str, ...]], depth: int) ->
         return objects.replace(label=replaced[objects.label])
 
     if list(names) == [category.name for category in evidence.categories]:
-        values = evidence.numbers()
-        return Level(depth, names, *(values[name] for name in _NUMBERS))
+        return evidence
     old = evidence.comparison
     comparison = replace(old, truth=relabel(old.truth), predictions=relabel(old.predictions))
     ranking = rank_predictions(comparison, len(names), evidence.rules)
     categories = tuple(Category(index + 1, name) for index, name in enumerate(names))
-    values = replace(evidence, categories=categories, comparison=comparison, ranking=ranking).numbers()
-    return Level(depth, names, *(values[name] for name in _NUMBERS))
+    return replace(evidence, categories=categories, comparison=comparison, ranking=ranking)
 
 
-def _shared(evidence: Evidence, least: Float, common: Float, lengths: Float) -> tuple[float, float, float]:
-    """Names shared by matched pairs, names of all predictions that count, names of all objects."""
+def _shared(evidence: Evidence, least: Float, common: Float, lengths: Float) -> tuple[Float, Float, Float]:
+    """[N] each, by image: names shared by matched pairs, names of all predictions that count, names of all objects."""
     comparison = evidence.comparison
     predictions, truth = comparison.predictions, comparison.truth
     used: Int = np.flatnonzero(comparison.score >= least[predictions.label])
@@ -174,5 +208,13 @@ def _shared(evidence: Evidence, least: Float, common: Float, lengths: Float) -> 
     found = taken >= 0
     real = found & np.append(scored, False)[taken]
     counted = used[~(found & ~real) & (real | ~comparison.excluded[used])]
-    shared = common[predictions.label[used[real]], truth.label[taken[real]]].sum()
-    return float(shared), float(lengths[predictions.label[counted]].sum()), float(lengths[truth.label[scored]].sum())
+
+    def by_image(image: Int, names: Float) -> Float:
+        return np.bincount(image, names, evidence.images).astype(np.float64)  # of nothing bincount makes integers
+
+    pairs = common[predictions.label[used[real]], truth.label[taken[real]]]
+    return (
+        by_image(predictions.image[used[real]], pairs),
+        by_image(predictions.image[counted], lengths[predictions.label[counted]]),
+        by_image(truth.image[scored], lengths[truth.label[scored]]),
+    )

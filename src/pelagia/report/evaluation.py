@@ -56,8 +56,11 @@ _CAPTIONS = {
 }
 
 
-def interval_sections(intervals: Mapping[Key, Interval], plots: Plots = _NO_PICTURES, *, level: float = 0.95) -> list[Section]:
-    """Numbers of the whole and of the classes with their intervals, which hold the share `level` of resamples."""
+def interval_sections(
+    intervals: Mapping[Key, Interval], plots: Plots = _NO_PICTURES, *, level: float = 0.95, part: str = "class"
+) -> list[Section]:
+    """Numbers of the whole and of the classes (or what `part` says) with their intervals, which hold the share `level` of
+    resamples."""
     sections: list[Section] = [
         Heading("How sure the numbers are"),
         Text(
@@ -73,7 +76,7 @@ def interval_sections(intervals: Mapping[Key, Interval], plots: Plots = _NO_PICT
         sections.append(Table(["number", "value", "low", "high", "standard error"], rows))
     if classes:
         lines = [[name, *(_with_interval(items.get(number)) for number in numbers)] for name, items in classes.items()]
-        sections += [Heading("Intervals by class", 3), Table(["class", *numbers], lines)]
+        sections += [Heading(f"Intervals by {part}", 3), Table([part, *numbers], lines)]
     return sections if intervals else [*sections, Text("There is no number to show.")]
 
 
@@ -250,10 +253,12 @@ def comparison_sections(
     number: str = "AP50",
     names: tuple[str, str] = ("first", "second"),
     level: float = 0.95,
+    part: str = "class",
 ) -> list[Section]:
     """Two models on the same images: every number of the whole, and `number` of each class.
 
     Args:
+        part: what has numbers of its own, if not a class.
         names: of the two models.
         level: share of resamples that the intervals hold; p below 1 - level is called significant.
     """
@@ -274,8 +279,9 @@ def comparison_sections(
         sections.append(Table(["number", *header], [[name, *_difference_cells(item)] for name, item in whole.items()]))
     if by_class:
         rows = [[name, *_difference_cells(item)] for name, item in by_class.items()]
-        text = Text(_by_chance([item.p for item in by_class.values()], 1 - level))
-        sections += [Heading(f"{number} by class", 3), Table(["class", *header], rows), text]
+        # Thresholds are no independent tests, of which some would be significant by chance.
+        chance = [Text(_by_chance([item.p for item in by_class.values()], 1 - level))] if part == "class" else []
+        sections += [Heading(f"{number} by {part}", 3), Table([part, *header], rows), *chance]
     return sections
 
 
