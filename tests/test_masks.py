@@ -201,3 +201,18 @@ def test_polygon_area_far_from_the_origin() -> None:
     ring = np.array([[0.0, 0], [0.3, 0], [0.3, 0.1], [0, 0.1]])
     assert M.polygon_area(ring + 20_000) == pytest.approx(0.03, abs=1e-11)
     assert M.polygon_area(ring[:2]) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(bitmaps, st.integers(-9, 9), st.integers(-9, 9)), max_size=4))
+def test_united_masks_are_the_union_of_pixels(parts: list[tuple[np.ndarray, int, int]]) -> None:
+    crops = [MaskCrop(x, y, bitmap) for bitmap, x, y in parts]
+    full = np.zeros((60, 60), dtype=bool)
+    shifted = [MaskCrop(crop.x + 20, crop.y + 20, crop.bitmap) for crop in crops]
+    for crop in shifted:
+        full |= M.paste(crop, 60, 60)
+    united = M.unite(shifted)
+    np.testing.assert_array_equal(M.paste(united, 60, 60), full)
+    assert united.bitmap.shape == M.crop_from_bitmap(full).bitmap.shape  # tight
+    common = M.intersections(shifted, [united])
+    np.testing.assert_array_equal(common.reshape(-1), [crop.area for crop in shifted])

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
 from pelagia.core.card import ModelCard, Normalisation
 from pelagia.core.frame import Frame
-from pelagia.core.types import Category, Instances
+from pelagia.core.types import Category, Instances, MaskCrop
 from pelagia.decode import DecodeOptions
 from pelagia.decode.registry import DECODERS
 from pelagia.errors import OptionError
@@ -49,12 +50,17 @@ class PerfectRuntime:
 
 
 def objects(ids: NDArray[Any], task: str) -> Instances:
-    """Each object's class and score, which follow from its number, and the bounds or least rectangle of its visible pixels."""
+    """Each object's class and score, which follow from its number, and what its visible pixels tell: bounds, least rectangle, mask,
+    and as keypoints its first and last pixel of each kind of order."""
     numbers = [int(number) for number in np.unique(ids) if number not in (0, 114)]
     boxes, oriented = np.zeros((len(numbers), 4)), np.zeros((len(numbers), 5))
+    masks, keypoints = [], np.ones((len(numbers), 4, 3))
     for row, number in enumerate(numbers):
         y, x = np.nonzero(ids == number)
         boxes[row] = x.min(), y.min(), x.max() + 1, y.max() + 1
+        masks.append(core_masks.crop_from_bitmap(ids == number))
+        for point, place in enumerate((y.argmin(), y.argmax(), x.argmin(), x.argmax())):
+            keypoints[row, point, :2] = x[place] + 0.5, y[place] + 0.5
         if task == "oriented":
             points = np.concatenate([np.stack([x + dx, y + dy], axis=1) for dx in (0, 1) for dy in (0, 1)])
             (cx, cy), (w, h), angle = cv2.minAreaRect(points.astype(np.float32))
@@ -63,7 +69,13 @@ def objects(ids: NDArray[Any], task: str) -> Instances:
     labels = np.array([number % CLASSES for number in numbers], dtype=np.int64)
     if task == "oriented":
         return Instances(labels=labels, oriented=oriented, scores=scores)
-    return Instances(labels=labels, boxes=boxes, scores=scores)
+    return Instances(
+        labels=labels,
+        boxes=boxes,
+        scores=scores,
+        masks=tuple(masks) if task == "instance" and numbers else None,
+        keypoints=keypoints if task == "keypoints" and numbers else None,
+    )
 
 
 def decode_perfect(
@@ -76,7 +88,14 @@ def decode_perfect(
             found.append(seen.replace(oriented=frame.oriented(seen.oriented)))
         else:
             assert seen.boxes is not None
-            found.append(seen.replace(boxes=frame.boxes(seen.boxes)))
+            moved = seen.replace(boxes=frame.boxes(seen.boxes))
+            if seen.masks is not None:  # tiles at the scale of the image: whole pixels
+                x, y = (round(value) for value in frame.matrix[:, 2])
+                moved = moved.replace(masks=tuple(MaskCrop(mask.x + x, mask.y + y, mask.bitmap) for mask in seen.masks))
+            if seen.keypoints is not None:
+                points = np.concatenate([frame.points(seen.keypoints[..., :2]), seen.keypoints[..., 2:]], axis=2)
+                moved = moved.replace(keypoints=points)
+            found.append(moved)
     return found
 
 
@@ -127,6 +146,62 @@ def test_tiled_oriented_equals_whole(seed: int, width: int, height: int, count: 
     ids = draw(np.random.default_rng(seed), width, height, count, 30)
     found = predict_image(PerfectRuntime("oriented"), ids, PredictOptions(tiling="always", overlap=OVERLAP / INPUT))
     np.testing.assert_allclose(rows(found), rows(objects(ids, "oriented")), atol=1e-3)
+
+
+def pictures(found: Instances, task: str) -> list[tuple[Any, ...]]:
+    """Per object its row and its mask or keypoints, in the order of `rows`."""
+    assert found.scores is not None
+    assert found.boxes is not None
+    order = np.lexsort(np.column_stack([found.scores, found.labels, found.boxes])[:, ::-1].T).tolist()
+    if task == "keypoints":
+        assert found.keypoints is not None or not len(found)
+        return [tuple(found.keypoints[index].ravel()) for index in order]  # type: ignore[index]
+    assert found.masks is not None or not len(found)
+    masks = [core_masks.crop_from_rle(core_masks.crop_to_rle(found.masks[index], 500, 700)) for index in order]  # type: ignore[index]
+    return [(mask.x, mask.y, mask.bitmap.shape, mask.bitmap.tobytes()) for mask in masks]
+
+
+@pytest.mark.parametrize("task", ["instance", "keypoints"])
+@given(st.integers(0, 2**32 - 1), st.integers(150, 420), st.integers(60, 400), st.integers(0, 40))
+@settings(max_examples=20, deadline=None)
+def test_tiled_masks_and_keypoints_equal_whole_exactly(task: str, seed: int, width: int, height: int, count: int) -> None:
+    ids = draw(np.random.default_rng(seed), width, height, count, OVERLAP - 4)
+    found = predict_image(PerfectRuntime(task), ids, PredictOptions(tiling="always", overlap=OVERLAP / INPUT, batch=4))
+    assert isinstance(found, Instances)
+    whole = objects(ids, task)
+    np.testing.assert_array_equal(rows(found), rows(whole))
+    assert pictures(found, task) == pictures(whole, task)
+
+
+@pytest.mark.parametrize("vertical", [False, True])
+def test_masks_of_pieces_are_united(vertical: bool) -> None:
+    ids = np.zeros((260, 600), dtype=np.uint16)
+    cv2.polylines(ids, [np.array([[20, 30], [300, 200], [560, 40]])], False, 201, 9)  # a bent chain through all tiles
+    cv2.polylines(ids, [np.array([[20, 60], [300, 230], [560, 70]])], False, 204, 9)  # and one along it: their boxes overlap
+    ids = np.ascontiguousarray(ids.T) if vertical else ids
+    found = predict_image(PerfectRuntime("instance"), ids, PredictOptions(tiling="always", overlap=0.4))
+    assert isinstance(found, Instances)
+    whole = objects(ids, "instance")
+    np.testing.assert_array_equal(rows(found), rows(whole))
+    assert pictures(found, "instance") == pictures(whole, "instance")
+
+
+def test_keypoints_are_those_of_the_piece_that_sees_more() -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(60, 0, 100, 100)]
+    points = np.array([[[10.0, 10, 0.9], [50, 10, 0.8], [150, 10, 0.1]]])
+
+    def piece(box: list[float], score: float, seen: list[float]) -> Instances:
+        own = points.copy()
+        own[0, :, 2] = seen
+        return Instances(labels=np.array([0]), boxes=np.array([box]), scores=np.array([score]), keypoints=own)
+
+    left, right = piece([5.0, 5, 100, 15], 0.6, [0.9, 0.8, 0.1]), piece([60.0, 5, 155, 15], 0.9, [0.1, 0.2, 0.7])
+    found = join([left, right], tiles, (160, 100), margin=1.0)
+    np.testing.assert_array_equal(found.boxes, [[5, 5, 155, 15]])
+    assert found.scores is not None
+    assert found.scores.tolist() == [0.9]
+    assert found.keypoints is not None
+    assert found.keypoints[0, :, 2].tolist() == [0.9, 0.8, 0.1]
 
 
 @pytest.mark.parametrize("vertical", [False, True])

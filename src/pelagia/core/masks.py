@@ -32,6 +32,7 @@ __all__ = [
     "crop_to_rle",
     "decode",
     "encode",
+    "intersections",
     "iou",
     "min_area_box",
     "paste",
@@ -43,6 +44,7 @@ __all__ = [
     "rle_from_strings",
     "rle_to_string",
     "to_polygons",
+    "unite",
 ]
 
 _SCALE = 5  # border samples per pixel of the polygon rule
@@ -340,16 +342,11 @@ def polygon_area(ring: Float) -> float:
     return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
 
 
-def iou(a: Sequence[MaskCrop], b: Sequence[MaskCrop], crowd: Mask | None = None) -> Float:
-    """IoU of every pair: N and M crops -> [N, M].
-
-    Where `crowd` [M] is set, the union is replaced by the area of a (COCO's rule for regions of many objects). 0 where nothing
-    is set.
-    """
+def intersections(a: Sequence[MaskCrop], b: Sequence[MaskCrop]) -> Float:
+    """Pixels set in both, for every pair: N and M crops -> [N, M]."""
     result = np.zeros((len(a), len(b)))
     if not len(a) or not len(b):
         return result
-    area_a, area_b = (np.array([crop.area for crop in crops], dtype=np.float64) for crops in (a, b))
     windows = _windows(b)
     for i, (first, window) in enumerate(zip(a, _windows(a), strict=True)):
         low, high = np.maximum(window[:2], windows[:, :2]), np.minimum(window[2:], windows[:, 2:])
@@ -359,10 +356,34 @@ def iou(a: Sequence[MaskCrop], b: Sequence[MaskCrop], crowd: Mask | None = None)
             part_a = first.bitmap[y1 - first.y : y2 - first.y, x1 - first.x : x2 - first.x]
             part_b = second.bitmap[y1 - second.y : y2 - second.y, x1 - second.x : x2 - second.x]
             result[i, j] = np.count_nonzero(part_a & part_b)
+    return result
+
+
+def iou(a: Sequence[MaskCrop], b: Sequence[MaskCrop], crowd: Mask | None = None) -> Float:
+    """IoU of every pair: N and M crops -> [N, M].
+
+    Where `crowd` [M] is set, the union is replaced by the area of a (COCO's rule for regions of many objects). 0 where nothing
+    is set.
+    """
+    area_a, area_b = (np.array([crop.area for crop in crops], dtype=np.float64) for crops in (a, b))
+    result = intersections(a, b)
     union = area_a[:, None] + area_b[None, :] - result
     if crowd is not None:
         union = np.where(np.asarray(crowd, dtype=np.bool_)[None, :], area_a[:, None], union)
     return result / np.where(union > 0, union, 1.0)
+
+
+def unite(crops: Sequence[MaskCrop]) -> MaskCrop:
+    """The tight crop of the pixels that are set in any of `crops`; 0 x 0 when none is."""
+    used = [crop for crop in crops if crop.bitmap.size]
+    if not used:
+        return MaskCrop(0, 0, np.zeros((0, 0), dtype=np.bool_))
+    windows = _windows(used)
+    (left, top), (right, bottom) = windows[:, :2].min(axis=0).tolist(), windows[:, 2:].max(axis=0).tolist()
+    bitmap = np.zeros((bottom - top, right - left), dtype=np.bool_)
+    for crop, (x1, y1, x2, y2) in zip(used, windows.tolist(), strict=True):
+        bitmap[y1 - top : y2 - top, x1 - left : x2 - left] |= crop.bitmap
+    return _tight(MaskCrop(left, top, bitmap))
 
 
 def _windows(crops: Sequence[MaskCrop]) -> Int:

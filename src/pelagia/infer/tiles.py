@@ -11,8 +11,10 @@ their border. Four rules make one object of its views:
 2. Cut here, whole there: a detection at an inner border of its tile that lies in a detection which another tile sees whole and
    which crosses that border. The cut one goes, whatever its class: a sliver tells little.
 3. Cut on both sides (larger than the overlap): two cut detections of one class that agree within the common area of their tiles
-   are pieces of one object and become one box around them.
+   are pieces of one object and become one box around them; their masks are united, and the keypoints are those of the piece that
+   sees most of them.
 
+Where objects have masks, "lies in" and "agree" (rules 2 and 3) are counted in pixels of the masks, otherwise in areas of boxes.
 Rules 1 to 3 only ever touch detections of different tiles. A predictor without error finds on tiles exactly what it finds on the
 whole (a test), and neighbours that touch or overlap are never merged, as a suppression over the whole image would.
 """
@@ -26,8 +28,10 @@ from itertools import pairwise
 import numpy as np
 
 from pelagia.core import boxes as core_boxes
+from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
-from pelagia.core.types import Float, Instances, Int, Mask
+from pelagia.core.types import Float, Instances, Int, Mask, MaskCrop
+from pelagia.data import geometry
 from pelagia.errors import OptionError
 
 __all__ = ["Tile", "join", "lay_tiles", "owned"]
@@ -43,6 +47,12 @@ _PIECE_SHARE = 0.7
 
 #: Two pieces also belong together when, within the common area of their tiles, they overlap with at least this IoU.
 _PIECE_IOU = 0.5
+
+#: The share where masks are compared: the mask of a sliver is rougher than its box, but chance puts few pixels into another mask.
+_MASK_SHARE = 0.5
+
+#: A keypoint counts as seen from this score on.
+_SEEN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,7 @@ def join(
         agnostic: let views of different classes be one object.
     """
     parts = [part.select(judged) for part, judged in zip(parts, _judged(parts, tiles, size, _BAND * margin), strict=True)]
-    found = Instances.concatenate(parts)
+    found = geometry.join(parts)
     owner = np.repeat(np.arange(len(tiles)), [len(part) for part in parts])
     # An oriented box may stick out of the image; what no tile can show must not make a view look cut or outside.
     boxes = core_boxes.clip(found.box_array, *size)
@@ -186,6 +196,30 @@ class _Views:
             return core_boxes.iou(self.boxes[a], self.boxes[b])
         return core_oriented.iou(oriented[a], oriented[b])
 
+    @property
+    def least_share(self) -> float:
+        """From which share on a view lies in another."""
+        return _PIECE_SHARE if self.found.masks is None else _MASK_SHARE
+
+    def overlap(self, a: Int, b: Int, zone: Float | None = None) -> tuple[Float, Float, Float]:
+        """The common area of every pair [len(a), len(b)] and the areas of both, inside `zone`: of masks, else of boxes."""
+        if self.found.masks is not None:
+            first, second = ([_inside(self.found.masks[index], zone) for index in part.tolist()] for part in (a, b))
+            areas = [np.array([crop.area for crop in crops], dtype=np.float64) for crops in (first, second)]
+            return core_masks.intersections(first, second), areas[0], areas[1]
+        one, other = self.boxes[a], self.boxes[b]
+        if zone is not None:
+            one, other = (np.clip(part, np.tile(zone[:2], 2), np.tile(zone[2:], 2)) for part in (one, other))
+        return core_boxes.intersection(one, other), core_boxes.area(one), core_boxes.area(other)
+
+
+def _inside(crop: MaskCrop, zone: Float | None) -> MaskCrop:
+    """What of a mask lies in `zone`, whole pixels x1, y1, x2, y2, in pixels from its corner."""
+    if zone is None:
+        return crop
+    x1, y1, x2, y2 = (int(value) for value in zone)
+    return core_masks.clip(MaskCrop(crop.x - x1, crop.y - y1, crop.bitmap), x2 - x1, y2 - y1)
+
 
 def _neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
     """Pairs of tiles with a common area, the earlier first."""
@@ -249,19 +283,18 @@ def _drop_cut(views: _Views, a: Int, b: Int, tile: Tile, dropped: Mask) -> None:
     whole = views.boxes[b]
     crosses = np.stack([whole[:, 0] < x1, whole[:, 1] < y1, whole[:, 2] > x2, whole[:, 3] > y2], axis=1)
     through_same = (views.cut[a][:, None, :] & crosses[None]).any(axis=2)
-    area = core_boxes.area(views.boxes[a])
-    share = core_boxes.intersection(views.boxes[a], whole) / np.maximum(area, 1e-12)[:, None]
-    dropped[a[(through_same & (share >= _PIECE_SHARE)).any(axis=1)]] = True
+    shared, area, _ = views.overlap(a, b)
+    share = shared / np.maximum(area, 1e-12)[:, None]
+    dropped[a[(through_same & (share >= views.least_share)).any(axis=1)]] = True
 
 
 def _pieces(views: _Views, a: Int, b: Int, zone: Float) -> tuple[Int, Int]:
     """Rule 3: pairs of pieces of one object."""
     a, b = (part[views.cut[part].any(axis=1)] for part in (a, b))
-    low, high = np.tile(zone[:2], 2), np.tile(zone[2:], 2)
-    inside = [np.clip(views.boxes[part], low, high) for part in (a, b)]
-    smaller = np.minimum(core_boxes.area(inside[0])[:, None], core_boxes.area(inside[1])[None])
-    share = core_boxes.intersection(inside[0], inside[1]) / np.maximum(smaller, 1e-12)
-    agree = (core_boxes.iou(inside[0], inside[1]) >= _PIECE_IOU) | (share >= _PIECE_SHARE)
+    shared, first, second = views.overlap(a, b, zone)
+    smaller = np.minimum(first[:, None], second[None])
+    union = first[:, None] + second[None] - shared
+    agree = (shared >= _PIECE_IOU * np.maximum(union, 1e-12)) | (shared >= views.least_share * np.maximum(smaller, 1e-12))
     rows, columns = np.nonzero(agree & views.same_class(a, b))
     return a[rows], b[columns]
 
@@ -288,8 +321,9 @@ def _hulls(found: Instances, groups: Int, alive: Int) -> Instances:
     alive, roots = alive[order], roots[order]
     starts = np.flatnonzero(np.r_[True, roots[1:] != roots[:-1]]) if len(roots) else np.zeros(0, dtype=np.int64)
     merged = found.select(alive[starts])
+    masks = None if merged.masks is None else list(merged.masks)
     ends = np.append(starts[1:], len(alive))
-    for position in np.flatnonzero(ends - starts > 1):
+    for position in np.flatnonzero(ends - starts > 1).tolist():
         group = alive[starts[position] : ends[position]]
         if merged.boxes is not None:
             assert found.boxes is not None
@@ -297,7 +331,14 @@ def _hulls(found: Instances, groups: Int, alive: Int) -> Instances:
         if merged.oriented is not None:
             assert found.oriented is not None
             merged.oriented[position] = _stretch(found.oriented[group])
-    return merged
+        if masks is not None:
+            assert found.masks is not None
+            masks[position] = core_masks.unite([found.masks[index] for index in group.tolist()])
+        if merged.keypoints is not None:
+            assert found.keypoints is not None
+            seen = np.count_nonzero(found.keypoints[group, :, 2] >= _SEEN, axis=1)
+            merged.keypoints[position] = found.keypoints[group[np.argmax(seen)]]
+    return merged if masks is None else merged.replace(masks=tuple(masks))
 
 
 def _stretch(pieces: Float) -> Float:
