@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from pelagia.core.draw import _luminance, _place, _tab, colour, display, draw_instances
-from pelagia.core.types import Float, Instances, MaskCrop
+from pelagia.core.draw import colour, display, draw_instances
+from pelagia.core.draw_text import place, tab
+from pelagia.core.palette import luminance
+from pelagia.core.types import Category, Float, Instances, MaskCrop
 
 #: Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
 BLINDNESS = {
@@ -42,6 +44,10 @@ def random_scene(rng: np.random.Generator, count: int, width: int, height: int) 
     return scene(boxes, labels=rng.integers(0, 5, count), scores=rng.uniform(0, 1, count))
 
 
+def placed_labels(found: Instances, names: list[str], size: tuple[int, int]) -> list[Any]:
+    return list(place(found, found.box_array, names, size, True, [colour(int(label)) for label in found.labels]))
+
+
 @pytest.mark.parametrize("kind", BLINDNESS)
 def test_the_first_seven_colours_differ_for_everyone(kind: str) -> None:
     least = min(
@@ -59,9 +65,9 @@ def test_many_classes_have_colours_of_their_own() -> None:
 @pytest.mark.parametrize("label", range(40))
 def test_text_stands_out_from_its_tab(label: int) -> None:
     picture = np.full((30, 100, 3), 7, np.uint8)
-    _tab(picture, "Mm", (0, 0, 100, 30), 20, colour(label))
-    tab = _luminance(colour(label))
-    ratios = [(max(tab, ink) + 0.05) / (min(tab, ink) + 0.05) for ink in map(_luminance, map(tuple, picture.reshape(-1, 3)))]
+    tab(picture, "Mm", (0, 0, 100, 30), 20, colour(label))
+    back = luminance(colour(label))
+    ratios = [(max(back, ink) + 0.05) / (min(back, ink) + 0.05) for ink in map(luminance, map(tuple, picture.reshape(-1, 3)))]
     assert max(ratios) >= 4.5  # WCAG 2.1, level AA
 
 
@@ -149,7 +155,8 @@ def test_regions_to_ignore_are_grey_and_nameless() -> None:
 def test_keypoints_and_skeleton() -> None:
     points = np.array([[[10.5, 10.5, 2], [40.5, 10.5, 1], [25.5, 40.5, 0]]])
     found = scene([[2, 2, 48, 48]], keypoints=points)
-    picture = draw_instances(np.zeros((50, 50), np.uint8), found, ["a"], labels=False, skeleton=[(0, 1), (1, 2)])
+    category = Category(1, "a", skeleton=((0, 1), (1, 2)))
+    picture = draw_instances(np.zeros((50, 50), np.uint8), found, [category], labels=False)
     assert tuple(picture[10, 10]) == colour(0)
     assert np.abs(picture[10, 25].astype(int) - colour(0)).max() < 40  # antialiased
     assert tuple(picture[10, 40]) == (255, 255, 255)
@@ -161,7 +168,7 @@ def test_keypoints_and_skeleton() -> None:
 def test_labels_follow_their_rule(seed: int, count: int, width: int, height: int) -> None:
     found = random_scene(np.random.default_rng(seed), count, width, height)
     names = [f"taxon {i}" for i in range(5)]
-    placed = list(_place(found, found.box_array, names, (width, height), True))
+    placed = placed_labels(found, names, (width, height))
     kept = len(np.unique(found.labels))
     assert kept <= len(placed) <= count
     assert {text.split(" ")[1] for text, *_ in placed} == {str(label) for label in np.unique(found.labels)}
@@ -180,7 +187,7 @@ def test_labels_follow_their_rule(seed: int, count: int, width: int, height: int
 def test_a_crowded_scene_drops_labels_and_a_sparse_one_keeps_them() -> None:
     def shares(boxes: Float) -> float:
         found = scene(boxes, scores=np.full(len(boxes), 0.5))
-        return len(list(_place(found, boxes, ["Pseudo-nitzschia"], (1000, 1000), True))) / len(boxes)
+        return len(placed_labels(found, ["Pseudo-nitzschia"], (1000, 1000))) / len(boxes)
 
     grid = np.array([[x, y] for x in range(20, 980, 30) for y in range(20, 980, 30)], dtype=float)
     assert shares(np.concatenate([grid, grid + 20], axis=1)) < 0.1
@@ -190,7 +197,7 @@ def test_a_crowded_scene_drops_labels_and_a_sparse_one_keeps_them() -> None:
 
 def test_a_label_at_the_upper_border_goes_inside_or_below() -> None:
     found = scene([[10, 0, 390, 200]])
-    ((_, rect, _, _),) = list(_place(found, found.box_array, ["a"], (400, 400), True))
+    ((_, rect, _, _),) = placed_labels(found, ["a"], (400, 400))
     assert (rect[0], rect[1]) == (10, 0)
 
 

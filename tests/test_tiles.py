@@ -50,8 +50,8 @@ class PerfectRuntime:
 
 
 def objects(ids: NDArray[Any], task: str) -> Instances:
-    """Each object's class and score, which follow from its number, and what its visible pixels tell: bounds, least rectangle, mask,
-    and as keypoints its first and last pixel of each kind of order."""
+    """Each object's class and score, which follow from its number, and what its visible pixels tell: bounds, least rectangle,
+    mask, and as keypoints the topmost, lowest, leftmost and rightmost of them."""
     numbers = [int(number) for number in np.unique(ids) if number not in (0, 114)]
     boxes, oriented = np.zeros((len(numbers), 4)), np.zeros((len(numbers), 5))
     masks, keypoints = [], np.ones((len(numbers), 4, 3))

@@ -1,0 +1,186 @@
+"""Pictures of maps: the class of every pixel, or the segment of every pixel, laid over the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pelagia.core.draw_text import legend as legend_strip
+from pelagia.core.draw_text import place, tab
+from pelagia.core.lazy import resolve
+from pelagia.core.palette import Colour, Picture, colour, display, shade
+from pelagia.core.types import Category, Instances, Int, Mask, PanopticMap, SemanticMap
+from pelagia.errors import OptionError
+
+__all__ = ["draw_panoptic", "draw_semantic"]
+
+#: Share of the class's colour in the picture: of classes and stuff, of things.
+_OPACITY = 0.45
+_THING_OPACITY = 0.55
+
+#: Rows that are coloured at once: on a scan of 8,000 pixels the whole picture in floats would take gigabytes.
+_BAND = 512
+
+#: Names of a class that is no finding: the image shows through.
+_BACKGROUND = ("background", "void", "unlabelled", "unlabeled")
+
+
+def draw_semantic(image: NDArray[Any], found: SemanticMap, categories: Sequence[Category], *, legend: bool = True) -> Picture:
+    """A copy of `image` as uint8 RGB with its classes: colours laid over it, lines between classes, names and shares below.
+
+    With s = sqrt(H W), a class has a line of s / 900 pixels along its border, on its own side, in its full colour. Pixels without
+    a class (255) and those of a class called background stay as they are. With `legend` a strip below names the classes that
+    occur, the largest first, with their share of the image; the picture is then [H + S, W, 3], else [H, W, 3].
+
+    Raises:
+        OptionError: the map is not of the size of the image.
+    """
+    picture = display(image)
+    _check(picture, found.labels)
+    count = len(categories)
+    index = np.where(found.labels < count, found.labels, count).astype(np.uint16)  # count: no class
+    shown = np.array([not is_background(category) for category in categories] + [False])
+    colours = [*(colour(label) for label in range(count)), (0, 0, 0)]
+    _lay(picture, index, colours, np.where(shown, _OPACITY, 0.0))
+    if not legend:
+        return picture
+    pixels = np.bincount(index.reshape(-1), minlength=count + 1)[:count]
+    order = [label for label in np.argsort(-pixels, kind="stable").tolist() if pixels[label]]
+    entries = [
+        ((255, 255, 255) if not shown[label] else colour(label), f"{categories[label].name} {_share(pixels[label] / index.size)}")
+        for label in order
+    ]
+    return _with_legend(picture, entries)
+
+
+def draw_panoptic(
+    image: NDArray[Any],
+    found: PanopticMap,
+    categories: Sequence[Category],
+    *,
+    scores: bool = True,
+    labels: bool = True,
+    legend: bool = True,
+) -> Picture:
+    """A copy of `image` as uint8 RGB with its segments: stuff in the flat colour of its class, things each in a shade of theirs.
+
+    Lines and legend are those of `draw_semantic`, the labels of things those of `draw_instances`; the legend tells the share of
+    stuff and the number of things. Void stays as it is.
+
+    Raises:
+        OptionError: the map is not of the size of the image.
+    """
+    picture = display(image)
+    _check(picture, found.ids)
+    index, pixels = _segment_index(found)
+    colours, things = _segment_colours(found, categories, pixels)
+    opacity = np.where(things, _THING_OPACITY, _OPACITY)
+    background = [is_background(categories[segment.label]) for segment in found.segments]
+    opacity[np.flatnonzero(background)] = 0.0
+    _lay(picture, index, [*colours, (0, 0, 0)], np.append(opacity, 0.0))
+    if labels:
+        objects, inks = _things(found, index, colours, things)
+        names = [category.name for category in categories]
+        size = (picture.shape[1], picture.shape[0])
+        for text, rect, font, own in place(objects, objects.box_array, names, size, scores, inks):
+            tab(picture, text, rect, font, own)
+    return _with_legend(picture, _panoptic_entries(found, categories, pixels)) if legend else picture
+
+
+def is_background(category: Category) -> bool:
+    """Whether a class says that there is nothing, so that it is not coloured."""
+    return category.name.lower() in _BACKGROUND
+
+
+def _check(picture: Picture, labels: NDArray[Any]) -> None:
+    if labels.shape != picture.shape[:2]:
+        have, need = ("{1} x {0}".format(*shape[:2]) for shape in (labels.shape, picture.shape))
+        raise OptionError(f"the map has {have} pixels, its image {need}; both must have one size")
+
+
+def _lay(picture: Picture, index: NDArray[Any], colours: Sequence[Colour], opacity: NDArray[np.float64]) -> None:
+    """Blend colours[index] into the picture with opacity[index], and lines at full strength along borders between indices."""
+    reach = max(1, round(math.sqrt(index.size) / 900))
+    table, share = np.array(colours, dtype=np.float32), opacity.astype(np.float32)
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
+    for top in range(0, len(index), _BAND):
+        rows = slice(top, min(top + _BAND, len(index)))
+        around = index[max(top - reach, 0) : rows.stop + reach].astype(np.float32)  # exact up to 2^24; OpenCV knows no int32
+        edge = (cv2.erode(around, kernel) != cv2.dilate(around, kernel))[top - max(top - reach, 0) :][: rows.stop - top]
+        part = index[rows]
+        amount = share[part]
+        amount[edge & (amount > 0)] = 1.0
+        blended = picture[rows] * (1 - amount[..., None]) + table[part] * amount[..., None]
+        picture[rows] = np.rint(blended).astype(np.uint8)
+
+
+def _segment_index(found: PanopticMap) -> tuple[NDArray[np.int32], Int]:
+    """[H, W] position of each pixel's segment, their number for void; and the pixels of each segment."""
+    count = len(found.segments)
+    most = max([int(found.ids.max(initial=0)), *(segment.id for segment in found.segments)])
+    table = np.full(most + 1, count, dtype=np.int32)
+    for position, segment in enumerate(found.segments):
+        table[segment.id] = position
+    index: NDArray[np.int32] = table[np.maximum(found.ids, 0)]
+    return index, np.bincount(index.reshape(-1), minlength=count + 1)[:count].astype(np.int64)
+
+
+def _segment_colours(found: PanopticMap, categories: Sequence[Category], pixels: Int) -> tuple[list[Colour], Mask]:
+    """Each segment's colour, and whether it is a thing; the largest thing of a class has the class's own."""
+    colours = [colour(segment.label) for segment in found.segments]
+    things = np.array([categories[segment.label].is_thing for segment in found.segments], dtype=np.bool_)
+    seen: dict[int, int] = {}
+    for position in np.argsort(-pixels, kind="stable").tolist():
+        label = found.segments[position].label
+        if things[position]:
+            seen[label] = seen.get(label, -1) + 1
+            colours[position] = shade(colours[position], seen[label])
+    return colours, things
+
+
+def _things(
+    found: PanopticMap, index: NDArray[np.int32], colours: Sequence[Colour], things: Mask
+) -> tuple[Instances, list[Colour]]:
+    """The visible things as objects to be labelled, and their colours."""
+    windows = resolve("scipy.ndimage", purpose="find the bounds of segments").find_objects(index + 1)
+    chosen = [row for row in np.flatnonzero(things).tolist() if row < len(windows) and windows[row] is not None]
+    boxes = [(windows[row][1].start, windows[row][0].start, windows[row][1].stop, windows[row][0].stop) for row in chosen]
+    stated = [found.segments[row].score for row in chosen]
+    objects = Instances(
+        labels=np.array([found.segments[row].label for row in chosen], dtype=np.int64),
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        scores=None if None in stated else np.array(stated, dtype=np.float64),
+        crowd=np.array([found.segments[row].crowd for row in chosen], dtype=np.bool_),
+    )
+    return objects, [colours[row] for row in chosen]
+
+
+def _panoptic_entries(found: PanopticMap, categories: Sequence[Category], pixels: Int) -> list[tuple[Colour, str]]:
+    """Stuff with its share, then things with their number, each the largest first."""
+    area: dict[int, int] = {}
+    number: dict[int, int] = {}
+    for segment, size in zip(found.segments, pixels.tolist(), strict=True):
+        if size:
+            area[segment.label] = area.get(segment.label, 0) + size
+            number[segment.label] = number.get(segment.label, 0) + 1
+    entries = []
+    for label in sorted(area, key=lambda item: (categories[item].is_thing, -area[item])):
+        name, own = categories[label].name, (255, 255, 255) if is_background(categories[label]) else colour(label)
+        told = str(number[label]) if categories[label].is_thing else _share(area[label] / found.ids.size)
+        entries.append((own, f"{name} {told}"))
+    return entries
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.0995 else f"{value:.1%}"
+
+
+def _with_legend(picture: Picture, entries: Sequence[tuple[Colour, str]]) -> Picture:
+    if not entries:
+        return picture
+    return np.concatenate([picture, legend_strip(entries, picture.shape[1], picture.shape[0])])

@@ -1,0 +1,95 @@
+"""Colours of pictures for people: of classes, of the objects of a class, and of an image's own intensities."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pelagia.core.image import to_rgb
+
+__all__ = ["NEUTRAL", "Colour", "Picture", "colour", "display", "ink_on", "luminance", "mix", "shade"]
+
+Colour: TypeAlias = tuple[int, int, int]
+Picture: TypeAlias = NDArray[np.uint8]
+
+#: The palette of Okabe and Ito (2008), told apart under every common colour blindness; black is left out (it is no outline on a
+#: dark image) and the order puts the strongest contrasts first.
+_BASE: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (213, 94, 0),
+    (0, 114, 178),
+    (204, 121, 167),
+)
+
+#: Of what has no class.
+NEUTRAL: Colour = (170, 170, 170)
+
+#: Turns of hue (of a full circle) and changes of lightness by which objects of one class differ; the first is the class itself.
+_SHADES = ((0.0, 0.0), (0.0, 0.14), (0.0, -0.13), (0.035, 0.07), (-0.035, -0.07), (-0.035, 0.16), (0.035, -0.15))
+
+
+def colour(label: int) -> Colour:
+    """The colour of a class, RGB in 0 to 255.
+
+    Labels 0 to 6 have the Okabe-Ito colours, 7 to 13 darker and 14 to 20 paler ones (lightness still tells them apart when hue
+    does not); from 21 on hues advance by the golden angle.
+    """
+    tone, base = divmod(label, len(_BASE))
+    if tone == 0:
+        return _BASE[base]
+    if tone == 1:
+        return mix(_BASE[base], (0, 0, 0), 0.45)
+    if tone == 2:
+        return mix(_BASE[base], (255, 255, 255), 0.55)
+    step = label - 3 * len(_BASE)
+    return _from_hls(0.618034 * step, (0.45, 0.62, 0.34, 0.75)[step % 4], 0.75)
+
+
+def shade(own: Colour, step: int) -> Colour:
+    """The `step`-th variation of a class's colour, for objects of one class that touch: a little lighter or darker, and of a hue
+    a little aside. Step 0 is the colour itself; after seven they repeat."""
+    turn, change = _SHADES[step % len(_SHADES)]
+    if not turn and not change:
+        return own
+    hue, light, saturation = colorsys.rgb_to_hls(*(value / 255 for value in own))
+    return _from_hls(hue + turn, min(max(light + change, 0.15), 0.88), saturation)
+
+
+def _from_hls(hue: float, light: float, saturation: float) -> Colour:
+    red, green, blue = colorsys.hls_to_rgb(hue % 1, light, saturation)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def mix(first: Colour, second: Colour, share: float) -> Colour:
+    """(1 - share) of the first colour and `share` of the second."""
+    red, green, blue = (round(a * (1 - share) + b * share) for a, b in zip(first, second, strict=True))
+    return red, green, blue
+
+
+def luminance(own: Colour) -> float:
+    """Relative luminance, 0 for black to 1 for white (WCAG 2.1)."""
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (value / 255 for value in own)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def ink_on(own: Colour) -> Colour:
+    """Black or white, whichever stands out more; 0.18 is the luminance where both contrasts of WCAG 2.1 meet."""
+    return (0, 0, 0) if luminance(own) > 0.18 else (255, 255, 255)
+
+
+def display(image: NDArray[Any]) -> Picture:
+    """Any image as a fresh uint8 RGB picture [H, W, 3], for looking only: 16 bit is stretched from percentile 0.1 to 99.9."""
+    if image.dtype == np.uint8:
+        return np.array(to_rgb(image), order="C")
+    step = max(1, math.isqrt(image.shape[0] * image.shape[1] // 1_000_000))
+    low, high = np.percentile(image[::step, ::step], [0.1, 99.9])
+    scale = 255.0 / max(high - low, 1.0)
+    table = np.clip((np.arange(np.iinfo(image.dtype).max + 1) - low) * scale + 0.5, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(to_rgb(table[image]))
