@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from pelagia.core.draw import colour, display, draw_instances
+from pelagia.core.draw import colour, display, draw_instances, draw_prediction
 from pelagia.core.draw_text import place, tab
-from pelagia.core.palette import luminance
-from pelagia.core.types import Category, Float, Instances, MaskCrop
+from pelagia.core.palette import luminance, shade
+from pelagia.core.types import Category, Float, Instances, MaskCrop, PanopticMap, Segment, SemanticMap
+from pelagia.errors import OptionError
 
 #: Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
 BLINDNESS = {
@@ -210,3 +211,127 @@ def test_degenerate_boxes_do_no_harm(box: list[float]) -> None:
             oriented = np.array([[x1, y1, abs(x2 - x1), abs(y2 - y1), 0.3]])
             found = found.replace(boxes=None, oriented=oriented)
         assert draw_instances(np.zeros((8, 9), np.uint8), found, []).shape == (8, 9, 3)
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_neighbouring_classes_differ_for_everyone(kind: str) -> None:
+    seen = [seen_as(colour(label), kind) for label in range(42)]
+    assert min(deltaE_ciede2000(a, b) for a, b in itertools.pairwise(seen)) > 6
+
+
+def test_shades_stay_with_their_class_and_differ_from_each_other() -> None:
+    classes = [seen_as(colour(label), "none") for label in range(7)]
+    for label in range(7):
+        shades = [seen_as(shade(colour(label), step), "none") for step in range(7)]
+        assert shade(colour(label), 0) == colour(label) == shade(colour(label), 7)
+        for one in shades:
+            distances = [deltaE_ciede2000(one, other) for other in classes]
+            assert int(np.argmin(distances)) == label
+        assert min(deltaE_ciede2000(a, b) for a, b in itertools.combinations(shades, 2)) > 2
+
+
+def test_touching_masks_have_outlines_and_shades_of_their_own() -> None:
+    masks = (MaskCrop(5, 5, np.ones((20, 20), bool)), MaskCrop(25, 5, np.ones((20, 20), bool)))
+    found = scene([[5, 5, 25, 25], [25, 5, 45, 25]], masks=masks)
+    picture = draw_instances(np.zeros((40, 50), np.uint8), found, ["a"], labels=False)
+    assert tuple(picture[10, 24]) == colour(0)
+    assert tuple(picture[10, 25]) == shade(colour(0), 1, 2.5) != colour(0)
+    assert not picture[26:].any()
+    assert not picture[:, 45:].any()
+
+
+CLASSES = (Category(1, "background"), Category(2, "membrane"), Category(3, "cell"))
+
+
+def test_a_class_map_is_blended_and_outlined() -> None:
+    labels = np.zeros((40, 60), np.uint8)
+    labels[:, 20:40], labels[:, 40:] = 1, 2
+    labels[:5] = 255
+    image = np.full((40, 60), 100, np.uint8)
+    picture = draw_prediction(image, SemanticMap(labels), CLASSES, legend=False)
+    assert picture.shape == (40, 60, 3)
+    np.testing.assert_array_equal(picture[:5], 100)  # no class
+    np.testing.assert_array_equal(picture[:, :20], 100)  # background
+    for column, label in ((30, 1), (50, 2)):
+        np.testing.assert_array_equal(picture[20, column], np.rint(0.55 * 100 + 0.45 * np.array(colour(label))))
+    assert tuple(picture[20, 20]) == tuple(picture[20, 39]) == colour(1)
+    assert tuple(picture[20, 40]) == tuple(picture[5, 50]) == colour(2)
+    np.testing.assert_array_equal(image, 100)
+
+
+def test_bands_of_a_tall_map_join_without_a_seam() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.repeat(rng.integers(0, 3, (70, 4)), 20, axis=0), 20, axis=1).astype(np.uint8)
+    image = rng.integers(0, 255, labels.shape, dtype=np.uint8)
+    tall = draw_prediction(image, SemanticMap(labels), CLASSES, legend=False)
+    for first in (500, 512, 1020):  # where bands of 512 rows meet; the lines of a smaller picture are as wide
+        part = draw_prediction(
+            image[first - 20 : first + 40], SemanticMap(labels[first - 20 : first + 40]), CLASSES, legend=False
+        )
+        np.testing.assert_array_equal(tall[first - 10 : first + 30], part[10:50])
+
+
+@pytest.mark.parametrize("side", [60, 200, 640, 2000])
+def test_the_legend_names_the_classes_below(side: int) -> None:
+    labels = np.zeros((side, side), np.uint8)
+    labels[: side // 2] = 2
+    picture = draw_prediction(np.zeros((side, side), np.uint8), SemanticMap(labels), CLASSES)
+    assert picture.shape[1] == side
+    strip = picture[side:]
+    assert 10 <= len(strip) <= max(0.4 * side, 40) + 10
+    assert (strip == colour(2)).all(axis=2).sum() >= 60  # the patch of the class
+    assert not (strip == colour(1)).all(axis=2).any()  # which does not occur
+    assert (strip.max(axis=2) < 60).sum() > 30  # text
+
+
+def test_a_long_legend_tells_what_it_leaves_out() -> None:
+    many = [Category(k, f"a rather long name of taxon {k}") for k in range(60)]
+    labels = np.repeat(np.arange(60, dtype=np.uint8), 4)[None].repeat(120, axis=0)
+    picture = draw_prediction(np.zeros(labels.shape, np.uint8), SemanticMap(labels), many)
+    assert 120 < len(picture) <= 120 * 1.4 + 10
+
+
+def panoptic() -> tuple[PanopticMap, tuple[Category, ...]]:
+    ids = np.full((80, 120), 9, np.int32)
+    ids[10:40, 10:50], ids[10:40, 50:90], ids[70:] = 4, 7, 0
+    classes = (Category(1, "water", is_thing=False), Category(2, "medusa"))
+    return PanopticMap(ids, (Segment(9, 0), Segment(4, 1, 0.9), Segment(7, 1, 0.8), Segment(3, 1, 0.4))), classes
+
+
+def test_a_panoptic_map_has_flat_stuff_and_a_shade_for_each_thing() -> None:
+    found, classes = panoptic()
+    image = np.full(found.ids.shape, 50, np.uint8)
+    picture = draw_prediction(image, found, classes, labels=False, legend=False)
+    np.testing.assert_array_equal(picture[70:], 50)  # void
+    np.testing.assert_array_equal(picture[60, 20], np.rint(0.55 * 50 + 0.45 * np.array(colour(0))))
+    np.testing.assert_array_equal(picture[25, 30], np.rint(0.45 * 50 + 0.55 * np.array(colour(1))))
+    np.testing.assert_array_equal(picture[25, 70], np.rint(0.45 * 50 + 0.55 * np.array(shade(colour(1), 1))))
+    assert tuple(picture[25, 49]) == colour(1)
+    assert tuple(picture[25, 50]) == shade(colour(1), 1)
+
+
+def test_things_are_labelled_inside_and_counted_below() -> None:
+    found, classes = panoptic()
+    found = PanopticMap(found.ids.repeat(4, axis=0).repeat(4, axis=1), found.segments)
+    image = np.full(found.ids.shape, 50, np.uint8)
+    plain = draw_prediction(image, found, classes, labels=False)
+    named = draw_prediction(image, found, classes)
+    assert plain.shape == named.shape
+    changed = np.argwhere((plain != named).any(axis=2))
+    assert (found.ids[tuple(changed.T)] % 9 > 0).all()  # on the things alone: labels fit inside
+    assert {4, 7} == set(found.ids[tuple(changed.T)].tolist())
+
+
+def test_a_map_of_another_size_is_refused() -> None:
+    with pytest.raises(OptionError, match="60 x 40"):
+        draw_prediction(np.zeros((40, 50), np.uint8), SemanticMap(np.zeros((40, 60), np.uint8)), CLASSES)
+
+
+def test_predicted_points_are_drawn_by_their_score() -> None:
+    points = np.array([[[10.5, 10.5, 0.9], [40.5, 10.5, 0.3], [25.5, 40.5, 0.1]]])
+    found = scene([[2, 2, 48, 48]], keypoints=points, scores=np.array([0.9]))
+    category = Category(1, "a", skeleton=((0, 1), (1, 2)))
+    picture = draw_prediction(np.zeros((50, 50), np.uint8), found, [category], labels=False)
+    assert tuple(picture[10, 10]) == colour(0)
+    assert tuple(picture[10, 40]) == (255, 255, 255)
+    assert not picture[20:45, 5:45].any()

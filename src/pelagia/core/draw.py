@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from pelagia.core.draw_maps import draw_panoptic, draw_semantic
 from pelagia.core.draw_text import box_areas, place, tab
+from pelagia.core.masks import clip
 from pelagia.core.oriented import to_corners
-from pelagia.core.palette import NEUTRAL, Colour, Picture, colour, display, shade
+from pelagia.core.palette import NEUTRAL, ONE_CLASS, Colour, Picture, colour, display, shade
 from pelagia.core.types import Category, Float, Instances, MaskCrop, Prediction, SemanticMap
 
 __all__ = ["colour", "display", "draw_instances", "draw_prediction"]
@@ -67,9 +68,10 @@ def draw_instances(
     """A copy of `image` as uint8 RGB [H, W, 3] with its objects: masks, boxes or oriented boxes, keypoints and labels.
 
     With s = sqrt(H W), lines are s / 450 pixels wide, at most a tenth of the object's shorter side, and text is s / 50 high, at
-    least 10 pixels. Masks are translucent with an outline, objects with keypoints differ in the shade of their class's colour,
-    and the points are joined by the skeleton of a `Category`: points that are seen are filled, hidden ones hollow (predicted ones
-    are seen from a score of 0.5 on, and not drawn below 0.2). Regions to ignore are grey and have no label.
+    least 10 pixels. Masks are translucent with an outline on their inner side. Masks and poses of one class differ in the shade
+    of its colour, since they touch and overlap. Points are joined by the skeleton of a `Category`; those that are seen are
+    filled, hidden ones hollow (predicted ones are seen from a score of 0.5 on, and not drawn below 0.2). Regions to ignore are
+    grey and have no label.
 
     Label rule. A scene is crowded when all labels together would cover more than a tenth of it; then text is a quarter of the
     object's longer side, and a label wider than twice that side is not drawn. The best object of each class comes first, then all
@@ -111,12 +113,14 @@ def draw_instances(
 
 
 def _colours(instances: Instances) -> list[Colour]:
-    """Of each object: of its class, grey for a region to ignore; objects with keypoints get shades, since limbs overlap."""
+    """Of each object: of its class, grey for a region to ignore; masks and poses get shades, since they touch and overlap."""
     found = []
+    shaded = instances.keypoints is not None or instances.masks is not None
+    strength = ONE_CLASS if len(np.unique(instances.labels)) == 1 else 1.0
     seen: dict[int, int] = {}
     for label, ignored in zip(instances.labels.tolist(), instances.ignore.tolist(), strict=True):
         step = seen[label] = seen.get(label, -1) + 1
-        found.append(NEUTRAL if ignored else shade(colour(label), step if instances.keypoints is not None else 0))
+        found.append(NEUTRAL if ignored else shade(colour(label), step if shaded else 0, strength))
     return found
 
 
@@ -137,23 +141,22 @@ def _seen(points: Float, *, predicted: bool) -> Float:
 
 
 def _fill(picture: Picture, mask: MaskCrop, own: Colour) -> None:
-    height, width = mask.bitmap.shape
-    x1, y1 = max(mask.x, 0), max(mask.y, 0)
-    x2, y2 = min(mask.x + width, picture.shape[1]), min(mask.y + height, picture.shape[0])
-    if x1 >= x2 or y1 >= y2:
-        return
-    inside = mask.bitmap[y1 - mask.y : y2 - mask.y, x1 - mask.x : x2 - mask.x]
-    part = picture[y1:y2, x1:x2]
-    blended = part[inside] * (1 - _MASK_OPACITY) + np.array(own) * _MASK_OPACITY
-    part[inside] = np.rint(blended).astype(np.uint8)
+    crop = clip(mask, picture.shape[1], picture.shape[0])
+    rows, columns = crop.bitmap.shape
+    part = picture[crop.y : crop.y + rows, crop.x : crop.x + columns]
+    blended = part[crop.bitmap] * (1 - _MASK_OPACITY) + np.array(own) * _MASK_OPACITY
+    part[crop.bitmap] = np.rint(blended).astype(np.uint8)
 
 
 def _outline(picture: Picture, mask: MaskCrop, own: Colour, line: int) -> None:
-    if mask.bitmap.size == 0:
+    """The outermost `line` pixels of the mask, so that the outlines of objects that touch stay apart."""
+    crop = clip(mask, picture.shape[1], picture.shape[0])
+    if crop.bitmap.size == 0:
         return
-    bitmap = mask.bitmap.astype(np.uint8)
-    contours, _ = cv2.findContours(bitmap, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(mask.x, mask.y))
-    cv2.drawContours(picture, contours, -1, own, line, cv2.LINE_AA)
+    inside = np.pad(crop.bitmap.astype(np.uint8), line)
+    core = cv2.erode(inside, np.ones((2 * line + 1, 2 * line + 1), dtype=np.uint8))[line:-line, line:-line]
+    rows, columns = crop.bitmap.shape
+    picture[crop.y : crop.y + rows, crop.x : crop.x + columns][crop.bitmap & (core == 0)] = own
 
 
 def _fixed(points: Float) -> NDArray[np.int32]:
@@ -180,9 +183,10 @@ def _rectangle(picture: Picture, box: tuple[float, float, float, float], own: Co
 
 def _keypoints(picture: Picture, points: Float, skeleton: Sequence[tuple[int, int]], own: Colour, radius: int) -> None:
     """Limbs with a dark rim, then the points over them in white rings; hidden points (v = 1) are hollow."""
-    limb = max(1, round(radius * 0.7))
+    limb = max(2, round(radius * 0.7))
+    rim = limb + 2 * (limb // 3)  # none on small figures, which it would hide
     drawn = [(a, b) for a, b in skeleton if max(a, b) < len(points) and points[a, 2] > 0 and points[b, 2] > 0]
-    for width, ink in ((limb + max(2, limb), (0, 0, 0)), (limb, own)):
+    for width, ink in ((rim, (0, 0, 0)), (limb, own)):
         for a, b in drawn:
             ends = _fixed(points[[a, b], :2])
             cv2.line(picture, ends[0].tolist(), ends[1].tolist(), ink, width, cv2.LINE_AA, _SHIFT)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pelagia.core.draw_text import legend as legend_strip
 from pelagia.core.draw_text import place, tab
 from pelagia.core.lazy import resolve
-from pelagia.core.palette import Colour, Picture, colour, display, shade
-from pelagia.core.types import Category, Instances, Int, Mask, PanopticMap, SemanticMap
+from pelagia.core.palette import ONE_CLASS, Colour, Picture, colour, display, shade
+from pelagia.core.types import Category, Float, Instances, Int, Mask, PanopticMap, SemanticMap
 from pelagia.errors import OptionError
 
 __all__ = ["draw_panoptic", "draw_semantic"]
@@ -69,8 +69,8 @@ def draw_panoptic(
 ) -> Picture:
     """A copy of `image` as uint8 RGB with its segments: stuff in the flat colour of its class, things each in a shade of theirs.
 
-    Lines and legend are those of `draw_semantic`, the labels of things those of `draw_instances`; the legend tells the share of
-    stuff and the number of things. Void stays as it is.
+    Lines and legend are those of `draw_semantic`, the labels of things those of `draw_instances`, but inside a thing where it has
+    room; the legend tells the share of stuff and the number of things. Void stays as it is.
 
     Raises:
         OptionError: the map is not of the size of the image.
@@ -84,10 +84,10 @@ def draw_panoptic(
     opacity[np.flatnonzero(background)] = 0.0
     _lay(picture, index, [*colours, (0, 0, 0)], np.append(opacity, 0.0))
     if labels:
-        objects, inks = _things(found, index, colours, things)
+        objects, inks, circles = _things(found, index, colours, things)
         names = [category.name for category in categories]
         size = (picture.shape[1], picture.shape[0])
-        for text, rect, font, own in place(objects, objects.box_array, names, size, scores, inks):
+        for text, rect, font, own in place(objects, objects.box_array, names, size, scores, inks, circles):
             tab(picture, text, rect, font, own)
     return _with_legend(picture, _panoptic_entries(found, categories, pixels)) if legend else picture
 
@@ -134,19 +134,20 @@ def _segment_colours(found: PanopticMap, categories: Sequence[Category], pixels:
     """Each segment's colour, and whether it is a thing; the largest thing of a class has the class's own."""
     colours = [colour(segment.label) for segment in found.segments]
     things = np.array([categories[segment.label].is_thing for segment in found.segments], dtype=np.bool_)
+    strength = ONE_CLASS if len({segment.label for segment in found.segments}) == 1 else 1.0
     seen: dict[int, int] = {}
     for position in np.argsort(-pixels, kind="stable").tolist():
         label = found.segments[position].label
         if things[position]:
             seen[label] = seen.get(label, -1) + 1
-            colours[position] = shade(colours[position], seen[label])
+            colours[position] = shade(colours[position], seen[label], strength)
     return colours, things
 
 
 def _things(
     found: PanopticMap, index: NDArray[np.int32], colours: Sequence[Colour], things: Mask
-) -> tuple[Instances, list[Colour]]:
-    """The visible things as objects to be labelled, and their colours."""
+) -> tuple[Instances, list[Colour], Float]:
+    """The visible things as objects to be labelled, their colours, and the largest circle [N, 3] inside each."""
     windows = resolve("scipy.ndimage", purpose="find the bounds of segments").find_objects(index + 1)
     chosen = [row for row in np.flatnonzero(things).tolist() if row < len(windows) and windows[row] is not None]
     boxes = [(windows[row][1].start, windows[row][0].start, windows[row][1].stop, windows[row][0].stop) for row in chosen]
@@ -157,7 +158,15 @@ def _things(
         scores=None if None in stated else np.array(stated, dtype=np.float64),
         crowd=np.array([found.segments[row].crowd for row in chosen], dtype=np.bool_),
     )
-    return objects, [colours[row] for row in chosen]
+    circles = [_circle(index[windows[row]] == row, windows[row]) for row in chosen]
+    return objects, [colours[row] for row in chosen], np.array(circles, dtype=np.float64).reshape(-1, 3)
+
+
+def _circle(bitmap: Mask, window: tuple[slice, slice]) -> tuple[float, float, float]:
+    """Centre and radius of the largest circle inside a segment: where the distance to its border is greatest."""
+    depth = cv2.distanceTransform(np.pad(bitmap.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_5)
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return float(window[1].start + column - 0.5), float(window[0].start + row - 0.5), float(depth[row, column])
 
 
 def _panoptic_entries(found: PanopticMap, categories: Sequence[Category], pixels: Int) -> list[tuple[Colour, str]]:

@@ -83,9 +83,13 @@ def place(
     size: tuple[int, int],
     scores: bool,
     colours: Sequence[Colour],
+    anchors: Float | None = None,
 ) -> Iterator[tuple[str, _Rect, int, Colour]]:
     """Text, place, font size and colour (that of its object in `colours`) of each label that finds room in a picture of `size`
-    (width, height); see `draw_instances` for the rule."""
+    (width, height); see `draw_instances` for the rule.
+
+    `anchors` [N, 3] are the centres and radii of circles inside the objects; a label that fits into its circle goes there.
+    """
     largest = text_size(*size)
     texts = _texts(instances, class_names, scores)
     order, kept = _order(instances, boxes)
@@ -108,7 +112,8 @@ def place(
         near[index] = False
         others, sizes = boxes[near], areas[near]
         blocked = taken[:count][_touch(taken[:count], around)]
-        found = next(
+        inside = _inside(choices, None if anchors is None else anchors[index], blocked)
+        found = inside or next(
             (
                 (text, rect, font)
                 for text, font in choices
@@ -124,6 +129,19 @@ def place(
             taken[count] = found[1]
             count += 1
             yield found[0], found[1], found[2], colours[index]
+
+
+def _inside(choices: Sequence[tuple[str, int]], circle: Float | None, blocked: Float) -> tuple[str, _Rect, int] | None:
+    """The first label that fits into the circle x, y, r and touches none that is `blocked`."""
+    for text, font in choices:
+        if circle is None:
+            return None
+        width, height = _extent(text, font)
+        left, top = round(float(circle[0]) - width / 2), round(float(circle[1]) - height / 2)
+        rect = (left, top, left + width, top + height)
+        if math.hypot(width, height) <= 2 * circle[2] and not _touch(blocked, rect).any():
+            return text, rect, font
+    return None
 
 
 def _candidates(box: Float, extent: tuple[int, int], size: tuple[int, int], *, forced: bool = False) -> Iterator[_Rect]:
@@ -186,7 +204,7 @@ def legend(entries: Sequence[tuple[Colour, str]], width: int, height: int) -> Pi
         x, y = _padding(size), number * line + _padding(size)
         for own, text in row:
             if own is not None:
-                pen.rectangle((x, y, x + size - 1, y + size - 1), fill=own, outline=(90, 90, 90))
+                pen.rectangle((x, y, x + size - 1, y + size - 1), fill=own, outline=(90, 90, 90), width=max(1, size // 12))
                 x += size + _padding(size)
             pen.text((x, y - top), text, fill=(20, 20, 20), font=font)
             x += _extent(text, size)[0] + _padding(size)

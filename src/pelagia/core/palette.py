@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import colorsys
 import math
+from functools import lru_cache
 from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core.image import to_rgb
 
-__all__ = ["NEUTRAL", "Colour", "Picture", "colour", "display", "ink_on", "luminance", "mix", "shade"]
+__all__ = ["NEUTRAL", "ONE_CLASS", "Colour", "Picture", "colour", "display", "ink_on", "luminance", "mix", "shade"]
 
 Colour: TypeAlias = tuple[int, int, int]
 Picture: TypeAlias = NDArray[np.uint8]
@@ -31,8 +33,12 @@ _BASE: tuple[Colour, ...] = (
 #: Of what has no class.
 NEUTRAL: Colour = (170, 170, 170)
 
-#: Turns of hue (of a full circle) and changes of lightness by which objects of one class differ; the first is the class itself.
-_SHADES = ((0.0, 0.0), (0.0, 0.14), (0.0, -0.13), (0.035, 0.07), (-0.035, -0.07), (-0.035, 0.16), (0.035, -0.15))
+#: Strength of `shade` where a picture shows one class alone.
+ONE_CLASS = 2.5
+
+#: Turns of hue in degrees and changes of lightness, in CIELAB, by which objects of one class differ; the first is the class
+#: itself. So small that every shade of the first seven classes stays nearer to its own class than to any other (a test).
+_SHADES = ((0.0, 0.0), (0.0, 8.4), (0.0, -8.4), (10.8, 3.6), (-10.8, -3.6), (-10.8, 8.4), (10.8, -8.4))
 
 
 def colour(label: int) -> Colour:
@@ -49,22 +55,23 @@ def colour(label: int) -> Colour:
     if tone == 2:
         return mix(_BASE[base], (255, 255, 255), 0.55)
     step = label - 3 * len(_BASE)
-    return _from_hls(0.618034 * step, (0.45, 0.62, 0.34, 0.75)[step % 4], 0.75)
+    red, green, blue = colorsys.hls_to_rgb(0.618034 * step % 1, (0.45, 0.62, 0.34, 0.75)[step % 4], 0.75)
+    return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def shade(own: Colour, step: int) -> Colour:
+@lru_cache(maxsize=4096)
+def shade(own: Colour, step: int, strength: float = 1.0) -> Colour:
     """The `step`-th variation of a class's colour, for objects of one class that touch: a little lighter or darker, and of a hue
-    a little aside. Step 0 is the colour itself; after seven they repeat."""
-    turn, change = _SHADES[step % len(_SHADES)]
+    a little aside, `strength` times as much as classes side by side allow. Step 0 is the colour itself; after seven they
+    repeat."""
+    turn, change = (strength * value for value in _SHADES[step % len(_SHADES)])
     if not turn and not change:
         return own
-    hue, light, saturation = colorsys.rgb_to_hls(*(value / 255 for value in own))
-    return _from_hls(hue + turn, min(max(light + change, 0.15), 0.88), saturation)
-
-
-def _from_hls(hue: float, light: float, saturation: float) -> Colour:
-    red, green, blue = colorsys.hls_to_rgb(hue % 1, light, saturation)
-    return round(red * 255), round(green * 255), round(blue * 255)
+    light, a, b = cv2.cvtColor(np.array([[own]], dtype=np.float32) / 255, cv2.COLOR_RGB2Lab)[0, 0].tolist()
+    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+    lab = np.array([[[min(max(light + change, 8.0), 96.0), a * cos - b * sin, a * sin + b * cos]]], dtype=np.float32)
+    red, green, blue = np.rint(np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB)[0, 0], 0, 1) * 255).astype(int).tolist()
+    return red, green, blue
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
