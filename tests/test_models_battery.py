@@ -101,10 +101,18 @@ def total(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
+#: Builder -> beginnings of names that nothing can reach: the queries of DETR know nothing before the first layer of the decoder,
+#: which therefore attends among equal values, whatever its queries, keys and values are made with.
+UNREACHED = {"pelagia.models.queries.detr:DETR": ("decoder.layers.0.attention.",)}
+
+
 @pytest.mark.parametrize(("name", "task"), CASES)
 def test_forward_and_backward_are_finite_and_reach_every_parameter(name: str, task: Task) -> None:
     model, size = make(name, task).train(), input_size(name)
     truth = targets([1, 4], task, size)
+    with torch.no_grad():
+        for parameter in model.parameters():  # the last norm of a residual block begins with weights of zero
+            parameter.add_(0.01 * torch.rand_like(parameter))
     terms = model.loss(model(batch(2, size), targets=truth), truth)
     assert all(value.ndim == 0 and bool(value.isfinite()) for value in terms.values())
     total(terms).backward()
@@ -112,7 +120,8 @@ def test_forward_and_backward_are_finite_and_reach_every_parameter(name: str, ta
         if parameter.requires_grad:
             assert parameter.grad is not None, parameter_name
             assert bool(parameter.grad.isfinite().all()), parameter_name
-            assert bool((parameter.grad != 0).any()), parameter_name
+            unreached = parameter_name.startswith(UNREACHED.get(registry.entry(name).builder, ()))
+            assert unreached or bool((parameter.grad != 0).any()), parameter_name
 
 
 @pytest.mark.parametrize("counts", [[0, 0], [0, 1], [60, 0]])

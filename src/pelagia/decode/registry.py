@@ -12,6 +12,7 @@ from pelagia.core.frame import Frame
 from pelagia.core.types import Prediction
 from pelagia.decode.grids import decode_grids
 from pelagia.decode.options import DecodeOptions
+from pelagia.decode.queries import decode_queries
 from pelagia.errors import ModelError
 
 __all__ = ["DECODERS", "decode"]
@@ -19,7 +20,7 @@ __all__ = ["DECODERS", "decode"]
 _Decoder: TypeAlias = Callable[[Mapping[str, NDArray[Any]], Sequence[Frame], ModelCard, DecodeOptions], Sequence[Prediction]]
 
 #: `ModelCard.decoder` -> the function of that wing.
-DECODERS: dict[str, _Decoder] = {"grids": decode_grids}
+DECODERS: dict[str, _Decoder] = {"grids": decode_grids, "queries": decode_queries}
 
 
 def decode(

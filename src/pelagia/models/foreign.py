@@ -16,6 +16,7 @@ from pelagia.errors import CheckpointError
 from pelagia.models import checkpoint
 from pelagia.models.grids import ultralytics
 from pelagia.models.model import Model
+from pelagia.models.queries import huggingface
 from pelagia.models.torchfile import read_torch_file
 
 __all__ = ["load_any", "load_foreign"]
@@ -29,8 +30,8 @@ class _Family(Protocol):
 
 
 #: Asked in turn; the first that recognises a file loads it.
-_FAMILIES: tuple[_Family, ...] = (ultralytics,)
-_KNOWN = "YOLO11 of Ultralytics"
+_FAMILIES: tuple[_Family, ...] = (ultralytics, huggingface)
+_KNOWN = "YOLO11 of Ultralytics, DETR of Hugging Face transformers"
 
 
 def load_any(path: str | Path) -> Model:

@@ -69,13 +69,13 @@ def transfer(model: Model, tensors: Mapping[str, Tensor], classes: tuple[str, ..
 
 
 def _class_tensors(model: Model) -> set[str]:
-    """Names of the tensors with one slice per class: the last convolutions under a module called `classes`."""
+    """Names of the tensors with one slice per class (and one of "no object" perhaps): the last layers under a `classes`."""
     count = len(model.card.categories)
     chosen: set[str] = set()
     for name, module in model.named_modules():
         if "classes" in name.split(".") and isinstance(module, nn.Conv2d | nn.Linear):
             out = module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
-            if out == count and module.bias is not None:  # convolutions before a norm have no bias, the answer has one
+            if out in (count, count + 1) and module.bias is not None:  # before a norm there is none
                 chosen |= {f"{name}.weight", f"{name}.bias"}
     return chosen
 
