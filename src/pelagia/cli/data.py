@@ -55,7 +55,7 @@ def convert(
     out: Path,
     /,
     *,
-    to: Literal["coco", "yolo", "voc", "dota", "labels"],
+    to: Literal["coco", "yolo", "voc", "dota", "panoptic", "labels"],
     copy: Literal["copy", "link", "none"] = "copy",
     write_task: Task | None = None,
     write_angle: str | None = None,

@@ -16,7 +16,7 @@ from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
 from pelagia.core.types import Float, Instances, Int, Mask, MaskCrop
 
-__all__ = ["AnnotationBuilder", "Annotations", "Columns", "Shapes", "ranges"]
+__all__ = ["AnnotationBuilder", "Annotations", "Columns", "Shapes", "build_shapes", "ranges"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -324,7 +324,7 @@ class AnnotationBuilder:
             ids=np.asarray(self._ids, dtype=np.int64).reshape(-1),
             ignored_as=ignored_as,
             keypoints=keypoints,
-            shapes=_shapes(self._rings, self._runs, count),
+            shapes=build_shapes(self._rings, self._runs, count),
             extents=self._extent_column(boxes),
             **flags,
         )
@@ -347,7 +347,7 @@ class AnnotationBuilder:
             ignore=none,
             ids=columns.ids,
             ignored_as=np.full(count, -1, dtype=np.int64),
-            shapes=_shapes(columns.rings, columns.runs, count),
+            shapes=build_shapes(columns.rings, columns.runs, count),
             extents=columns.extents,
         )
         return unsorted._take(np.argsort(columns.image, kind="stable"), unsorted.starts)
@@ -387,7 +387,7 @@ class AnnotationBuilder:
         return column
 
 
-def _shapes(rings: Mapping[int, list[Float]], runs: Mapping[int, NDArray[np.uint32]], count: int) -> Shapes | None:
+def build_shapes(rings: Mapping[int, list[Float]], runs: Mapping[int, NDArray[np.uint32]], count: int) -> Shapes | None:
     """The outlines of `count` objects from those that have one."""
     if not rings and not runs:
         return None

@@ -11,6 +11,7 @@ from pelagia.data.dataset import Dataset
 from pelagia.data.findings import Finding
 from pelagia.data.formats.writing import WriteOptions
 from pelagia.data.open import FORMATS
+from pelagia.data.tasks import with_outlines
 from pelagia.errors import OptionError
 
 __all__ = ["ConversionReport", "convert", "richest_task"]
@@ -54,8 +55,10 @@ class ConversionReport:
 def richest_task(dataset: Dataset) -> Task:
     """The task that keeps most of the labels: keypoints, outlines of all objects, oriented boxes, else the data's own."""
     flat = dataset.annotations
-    if dataset.task == "semantic" or len(flat) == 0:
+    if dataset.mask_files is not None or len(flat) == 0:
         return dataset.task
+    if dataset.panoptic_files is not None:
+        return "instance"
     if flat.keypoints is not None:
         return "keypoints"
     if dataset.task == "oriented" or (flat.oriented is not None and flat.shapes is None):
@@ -73,8 +76,9 @@ def convert(
     Args:
         dataset: what to write.
         out: a folder (for COCO a file `*.json` also does); files of the same names in it are replaced.
-        format: `coco`, `yolo`, `voc`, `dota` or `labels`.
-        task: which truth to write, where a format holds one at a time; None for `richest_task`.
+        format: `coco`, `yolo`, `voc`, `dota`, `panoptic` or `labels`.
+        task: which truth to write, where a format holds one at a time; None for `richest_task`, for the format `panoptic` always
+            that task. Panoptic data lose their stuff in formats of single objects.
         options: images, angle convention, first pixel of Pascal VOC.
 
     Raises:
@@ -88,6 +92,11 @@ def convert(
         raise OptionError("this is the source itself; choose another folder", where=target)
     if target.is_file() and target.suffix.lower() != ".json":
         raise OptionError("this is a file; name a folder to write", where=target)
-    chosen = dataset.with_task(task or richest_task(dataset))
-    losses = FORMATS[format].write(chosen, target, options or WriteOptions())
+    if format == "panoptic":
+        chosen = dataset.with_task("panoptic")
+    else:
+        chosen = dataset.with_task(task or richest_task(dataset))
+        chosen = chosen if chosen.task in ("semantic", "panoptic") else with_outlines(chosen)
+    losses = list(chosen.findings[len(dataset.findings) :])
+    losses += FORMATS[format].write(chosen, target, options or WriteOptions())
     return ConversionReport(target, format, chosen.task, len(chosen), len(chosen.annotations), tuple(losses))

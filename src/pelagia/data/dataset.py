@@ -222,7 +222,7 @@ class Dataset:
             if len(self.categories) > IGNORE_INDEX:
                 raise DataError(f"{len(self.categories)} classes, but a class map holds 255 (255 = ignore)", where=self.root)
             rows = slice(int(self.annotations.starts[index]), int(self.annotations.starts[index + 1]))
-            void = self._void(rows)
+            void = self.void(index)
             if self.panoptic_files is None:
                 void = void | self.annotations.crowd[rows]
             return label_maps.class_map(self._numbers(index), self.annotations.labels[rows], void, self.background)
@@ -254,7 +254,7 @@ class Dataset:
         rows = slice(int(flat.starts[index]), int(flat.starts[index + 1]))
         ids = np.arange(1, rows.stop - rows.start + 1) if self.panoptic_files is None else flat.ids[rows]
         return label_maps.panoptic_map(
-            self._numbers(index), ids, flat.labels[rows], flat.crowd[rows], self._void(rows), self.categories, self.background
+            self._numbers(index), ids, flat.labels[rows], flat.crowd[rows], self.void(index), self.categories, self.background
         )
 
     @cached_property
@@ -395,9 +395,11 @@ class Dataset:
         x1, y1, x2, y2 = flat.boxes[row]
         return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
 
-    def _void(self, rows: slice) -> Mask:
-        """[n], objects whose pixels have no class: regions to ignore, and objects without an outline."""
+    def void(self, index: int) -> Mask:
+        """[n], which objects of image `index` are no segment, since their pixels have no class: regions to ignore, and objects
+        without an outline."""
         flat = self.annotations
+        rows = slice(int(flat.starts[index]), int(flat.starts[index + 1]))
         void: Mask = flat.ignore[rows].copy()
         if self.panoptic_files is None and flat.shapes is not None:
             void |= ~flat.shapes.present[rows]
@@ -421,7 +423,7 @@ class Dataset:
             raise DataError("the labels hold no outlines to paint a map from", where=self.root)
         if min(width, height) <= 0:
             width, height = core_image.image_size(self.image_paths[index])
-        below = self._void(slice(first, last)) | flat.crowd[first:last]
+        below = self.void(index) | flat.crowd[first:last]
         return label_maps.paint(self._masks(index, first, last), below, width, height)
 
     def _cut_truth(self, index: int, truth: Instances) -> Instances:
@@ -430,9 +432,8 @@ class Dataset:
         masks = label_maps.segment_crops(numbers, len(truth))
         if self.panoptic_files is not None:
             return truth.replace(masks=masks)
-        first = int(self.annotations.starts[index])
         boxes = np.array([core_masks.bounds(crop) for crop in masks]).reshape(-1, 4)
-        truth = truth.replace(masks=masks, boxes=boxes, ignore=self._void(slice(first, first + len(truth))), areas=None)
+        truth = truth.replace(masks=masks, boxes=boxes, ignore=self.void(index), areas=None)
         truth = truth.select(np.array([crop.area > 0 for crop in masks], dtype=np.bool_))
         rest = core_masks.crop_from_bitmap(numbers == 0)
         if self.background is None or not rest.area:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pelagia.core import masks as core_masks
 from pelagia.core.lazy import resolve
-from pelagia.core.types import IGNORE_INDEX, Category, Int, Mask, MaskCrop, PanopticMap, Segment, SemanticMap
+from pelagia.core.types import IGNORE_INDEX, Category, Float, Int, Mask, MaskCrop, PanopticMap, Segment, SemanticMap
 from pelagia.errors import DataError
 
-__all__ = ["class_map", "number_segments", "paint", "panoptic_map", "segment_crops"]
+__all__ = ["class_map", "number_segments", "paint", "panoptic_map", "segment_bounds", "segment_crops"]
 
 
 def paint(crops: Sequence[MaskCrop], below: Mask, width: int, height: int) -> NDArray[np.int32]:
@@ -60,6 +60,12 @@ def segment_crops(numbers: NDArray[np.int32], count: int) -> tuple[MaskCrop, ...
         else:
             crops.append(MaskCrop(window[1].start, window[0].start, numbers[window] == row + 1))
     return tuple(crops)
+
+
+def segment_bounds(ids: NDArray[np.int32], segments: Int) -> Float:
+    """[n, 4] x1, y1, x2, y2 around the pixels of each id of `segments` [n]; zeros for one without a pixel."""
+    crops = segment_crops(number_segments(ids, segments, None), len(segments))
+    return np.array([core_masks.bounds(crop) for crop in crops]).reshape(-1, 4)
 
 
 def class_map(numbers: NDArray[np.int32], labels: Int, void: Mask, background: int | None) -> SemanticMap:

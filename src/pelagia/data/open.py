@@ -10,7 +10,7 @@ from typing import get_args
 from pelagia.core.types import TASKS, Task
 from pelagia.data.dataset import Dataset
 from pelagia.data.findings import Finding
-from pelagia.data.formats import coco, coco_write, dota, label_images, voc, yolo, yolo_write
+from pelagia.data.formats import coco, coco_panoptic, coco_write, dota, label_images, voc, yolo, yolo_write
 from pelagia.data.formats.common import ReadOptions
 from pelagia.data.formats.writing import WriteOptions
 from pelagia.errors import FormatError, OptionError
@@ -38,6 +38,7 @@ FORMATS: dict[str, Format] = {
         Format("yolo", "YOLO text labels", yolo.sniff, yolo.read, yolo_write.write),
         Format("voc", "Pascal VOC XML", voc.sniff, voc.read, voc.write),
         Format("dota", "DOTA text labels", dota.sniff, dota.read, dota.write),
+        Format("panoptic", "COCO panoptic JSON and PNG", coco_panoptic.sniff, coco_panoptic.read, coco_panoptic.write),
         Format("labels", "label images", label_images.sniff, label_images.read, label_images.write),
     )
 }
@@ -82,7 +83,7 @@ def open_dataset(
 
     Args:
         path: annotation file or folder.
-        format: `coco`, `yolo`, `voc`, `dota` or `labels`; None to find out.
+        format: `coco`, `yolo`, `voc`, `dota`, `panoptic` or `labels`; None to find out.
         images: folder of the images, where it cannot be found from the annotations.
         task: which truth the data set gives; None for what the labels hold.
         angle: unit and direction of the angle in 5-number boxes, `rad-cw`, `rad-ccw`, `deg-cw` or `deg-ccw`.

@@ -11,13 +11,14 @@ import numpy as np
 from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
 from pelagia.core.types import IGNORE_INDEX, Category, Float, Mask, MaskCrop, Task
+from pelagia.data.annotations import build_shapes
 from pelagia.data.findings import Finding
 from pelagia.errors import DataError
 
 if TYPE_CHECKING:
     from pelagia.data.dataset import Dataset
 
-__all__ = ["BACKGROUND", "retask"]
+__all__ = ["BACKGROUND", "retask", "with_outlines"]
 
 #: The class of pixels that no outline covers.
 BACKGROUND = "background"
@@ -43,6 +44,22 @@ def retask(dataset: Dataset, task: Task) -> Dataset:
             text = "objects have no outline: their upright boxes serve as oriented boxes"
             findings = (*findings, Finding("warning", "oriented.upright", text, str(dataset.root), missing))
     return replace(dataset, task=task, annotations=annotations, findings=findings)
+
+
+def with_outlines(dataset: Dataset) -> Dataset:
+    """Data with panoptic images as data with outlines: the mask of each object as run lengths."""
+    if dataset.panoptic_files is None:
+        return dataset
+    flat = dataset.annotations
+    runs = {}
+    for index in range(len(dataset)):
+        width, height = (int(side) for side in dataset.sizes[index])
+        masks = dataset.truth(index, masks=True).masks or ()
+        for row, mask in enumerate(masks, start=int(flat.starts[index])):
+            if mask.area:
+                runs[row] = core_masks.crop_to_rle(mask, height, width).counts
+    annotations = replace(flat, shapes=build_shapes({}, runs, len(flat)))
+    return replace(dataset, annotations=annotations, panoptic_files=None)
 
 
 def _check(dataset: Dataset, task: Task) -> None:

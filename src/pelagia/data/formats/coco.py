@@ -31,7 +31,7 @@ from pelagia.data.formats.writing import CATEGORIES_FILE
 from pelagia.data.outlines import rings_area, rings_bounds
 from pelagia.errors import FormatError, OptionError, PelagiaError
 
-__all__ = ["ANGLES", "read", "sniff"]
+__all__ = ["ANGLES", "SPLIT_WORDS", "read", "sniff"]
 
 #: Unit and direction of an angle in a file.
 ANGLES = ("rad-cw", "rad-ccw", "deg-cw", "deg-ccw")
@@ -39,7 +39,8 @@ ANGLES = ("rad-cw", "rad-ccw", "deg-cw", "deg-ccw")
 #: What an array of ids holds; hashes used as ids may be larger.
 _LARGEST_ID = 2**63
 
-_SPLITS = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
+#: Words in the name of a file or folder -> the split it is.
+SPLIT_WORDS = {"train": "train", "valid": "val", "val": "val", "validation": "val", "test": "test"}
 
 #: Words in a file's name that tell which task it serves.
 _HINTS: dict[Task, tuple[str, ...]] = {
@@ -69,7 +70,7 @@ def _json_in(folder: Path) -> list[Path]:
     """COCO files of a folder: `annotations.json` alone if it is there, else all in it, in `annotations`, or in split folders."""
     if (folder / "annotations.json").is_file():
         return [folder / "annotations.json"]
-    for places in ((folder,), (folder / "annotations",), tuple(folder / name for name in _SPLITS)):
+    for places in ((folder,), (folder / "annotations",), tuple(folder / name for name in SPLIT_WORDS)):
         found = [file for place in places if place.is_dir() for file in sorted(place.glob("*.json")) if sniff(file) >= 0.9]
         found = [file for file in found if file.name != CATEGORIES_FILE]
         if found:
@@ -86,7 +87,7 @@ def _choose(folder: Path, task: Task | None) -> dict[str, Path]:
     for file in files:
         words = set(file.stem.replace("-", "_").lower().split("_")) | {file.parent.name.lower()}
         words |= {word.rstrip("0123456789") for word in words}
-        splits.setdefault(next((name for key, name in _SPLITS.items() if key in words), ""), []).append(file)
+        splits.setdefault(next((name for key, name in SPLIT_WORDS.items() if key in words), ""), []).append(file)
     fitting = {}
     for split, group in splits.items():
         hints = _HINTS.get(task or "detect", ())
@@ -173,7 +174,7 @@ def _read_document(document: Mapping[str, Any], state: _State, options: ReadOpti
         if not isinstance(entry, dict):
             raise FormatError(f"annotations[{position}] must be an object", where=path)
         if "segments_info" in entry:
-            raise FormatError("this is a panoptic COCO file, which is not read; open the boxes or the semantic masks", where=path)
+            raise FormatError("this is a panoptic COCO file; open it with --format panoptic (format=)", where=path)
     found = None if state.ids else plain_columns(entries, state.rows, state.labels, out.sizes, keep_empty=out.keep_empty)
     if found is not None:
         _take_columns(*found, entries, state)

@@ -19,7 +19,7 @@ from pelagia.data.formats.coco import ANGLES
 from pelagia.data.formats.writing import Losses, WriteOptions, place_images
 from pelagia.errors import OptionError
 
-__all__ = ["coco_dict", "write"]
+__all__ = ["coco_dict", "unique_ids", "write"]
 
 
 def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Finding]:
@@ -41,7 +41,7 @@ def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Finding]:
     elif dataset.task == "oriented" and oriented is not None and options.angle is None:
         text = "oriented boxes stand as polygons of their corners; open with --task oriented, or give angle= for 5-number boxes"
         losses.note("oriented.corners", text, len(oriented), "info")
-    if dataset.mask_files is not None:
+    if dataset.task == "semantic":
         losses.note("semantic", "semantic label images have no place in COCO detection files", len(dataset))
     document = coco_dict(dataset, angle=options.angle)
     if out.suffix.lower() == ".json":
@@ -65,7 +65,7 @@ def coco_dict(dataset: Dataset, *, angle: str | None = None) -> dict[str, Any]:
     for name, rows in dataset.splits.items():
         for row in rows.tolist():
             members.setdefault(row, []).append(name)
-    image_ids = _unique(dataset.image_ids)
+    image_ids = unique_ids(dataset.image_ids)
     images = []
     for index, name in enumerate(dataset.names):
         width, height = dataset.sizes[index].tolist()
@@ -80,7 +80,7 @@ def coco_dict(dataset: Dataset, *, angle: str | None = None) -> dict[str, Any]:
     }
 
 
-def _unique(ids: Int) -> Int:
+def unique_ids(ids: Int) -> Int:
     """The ids, or 1 to N if one occurs twice (data merged from several files)."""
     return ids if len(np.unique(ids)) == len(ids) else np.arange(1, len(ids) + 1, dtype=np.int64)
 
@@ -89,12 +89,14 @@ def _category(category: Category) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": category.id, "name": category.name, "supercategory": category.supercategory}
     if category.keypoints:
         entry |= {"keypoints": list(category.keypoints), "skeleton": [[a + 1, b + 1] for a, b in category.skeleton]}
+    if not category.is_thing:
+        entry["isthing"] = 0
     return entry
 
 
 def _annotations(dataset: Dataset, image_ids: Int, angle: str | None) -> list[dict[str, Any]]:
     flat = dataset.annotations
-    ids, images = _unique(flat.ids), flat.images
+    ids, images = unique_ids(flat.ids), flat.images
     oriented = flat.oriented if dataset.task == "oriented" else None
     turned = None
     if oriented is not None and angle is not None:

@@ -193,7 +193,7 @@ def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Finding]:
     given = dataset.annotations
     for what, present in (("outlines", given.shapes), ("keypoints", given.keypoints)):
         losses.note(what, f"{what} have no place in DOTA labels", 0 if present is None else len(given))
-    if dataset.mask_files is not None:
+    if dataset.task == "semantic":
         losses.note("semantic", "semantic label images are not written; use --format labels", len(dataset))
     dataset = dataset.with_task("oriented")
     flat = dataset.annotations

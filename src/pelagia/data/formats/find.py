@@ -27,15 +27,17 @@ class ImageFinder:
         folder: the folder that most names were found in, or the first candidate.
         folders: all candidates, `folder` first.
         search: folder that is searched by bare file name when a name is in none of them.
+        avoid: folder whose files are no images to find: label images may be called as the images are.
     """
 
     folder: Path
     folders: list[Path]
     search: Path
+    avoid: Path | None = None
     _index: dict[str, dict[Path, None]] | None = field(default=None)
 
     @classmethod
-    def beside(cls, path: Path, names: Sequence[str], images: Path | None) -> ImageFinder:
+    def beside(cls, path: Path, names: Sequence[str], images: Path | None, *, avoid: Path | None = None) -> ImageFinder:
         """A finder for the `names` in the annotation file `path`.
 
         Candidates are `images` if given; otherwise the file's folder, its `images` and `JPEGImages`, the same of the folder
@@ -53,7 +55,7 @@ class ImageFinder:
             for base in (here, here.parent):
                 for middle in (base, base / "images", base / "JPEGImages", base / "data"):
                     candidates += [middle, *(middle / token for token in tokens)]
-        folders = [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
+        folders = [folder for folder in dict.fromkeys(candidates) if folder.is_dir() and folder != avoid]
         step = max(1, len(names) // _PROBES)
         probes = [_native(name) for name in names[::step]]
         hits = [sum((folder / probe).is_file() for probe in probes) for folder in folders]
@@ -62,7 +64,7 @@ class ImageFinder:
             hits = [sum(file.stem.lower() in wanted for file in folder.iterdir() if _is_image(file)) for folder in folders]
         order = sorted(range(len(folders)), key=lambda i: -hits[i])
         folders = [folders[i] for i in order] or [here]
-        return cls(folders[0], folders, images if images is not None else here)
+        return cls(folders[0], folders, images if images is not None else here, avoid)
 
     def find(self, name: str, out: Collector) -> Path | None:
         """The file called `name`, or None; see `find_any`."""
@@ -83,6 +85,8 @@ class ImageFinder:
             self._index = {}
             for place in dict.fromkeys((self.folder, self.search)):
                 for file in image_files(place, most=_INDEX_LIMIT):
+                    if self.avoid is not None and file.is_relative_to(self.avoid):
+                        continue
                     for key in {file.name.lower(), file.stem.lower()}:
                         self._index.setdefault(key, {})[file] = None
         for name in names:

@@ -13,6 +13,7 @@ from pelagia.data.dataset import Dataset
 from pelagia.data.findings import Finding
 from pelagia.data.formats.writing import Losses, WriteOptions, place_images, unique_stems, write_categories
 from pelagia.data.label_pixels import write_label_pixels
+from pelagia.data.tasks import with_outlines
 from pelagia.errors import DataError
 
 __all__ = ["OBJECTS_FILE", "write"]
@@ -35,10 +36,13 @@ def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Finding]:
     losses = Losses(out)
     names = unique_stems(dataset.names, losses)
     semantic = dataset.task == "semantic"
+    dataset = dataset if semantic else with_outlines(dataset)
     if not semantic and dataset.annotations.shapes is None and len(dataset.annotations):
         raise DataError("the objects have no outlines, which label images need", where=dataset.root)
     place_images(dataset, out / "images", names, options.images, losses)
     if semantic:
+        text = "single objects are not told apart in class maps; where they overlap, the uppermost is written"
+        losses.note("objects", text, len(dataset.annotations))
         for index, name in enumerate(names):
             write_label_pixels((out / "semantic" / name).with_suffix(".png"), dataset.semantic(index).labels)
     else:

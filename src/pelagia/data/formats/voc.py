@@ -227,7 +227,7 @@ def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Finding]:
         losses.note(what, f"{what} have no place in Pascal VOC boxes", 0 if present is None else len(flat))
     if flat.oriented is not None and oriented is None:
         losses.note("oriented", "oriented boxes are written upright; use --task oriented", len(flat))
-    if dataset.mask_files is not None:
+    if dataset.task == "semantic":
         losses.note("semantic", "semantic label images are not written; use --format labels", len(dataset))
     regions = (flat.crowd | flat.ignore) & (flat.ignored_as < 0)
     text = "crowd and ignore regions are written as difficult, the nearest that Pascal VOC has"

@@ -59,7 +59,7 @@ def _note_losses(dataset: Dataset, losses: Losses) -> None:
         losses.note("oriented", f"oriented boxes are not written for the task {dataset.task!r}; use --task oriented", len(flat))
     if flat.areas is not None:
         losses.note("area", "stated areas are not kept; they are derived again", len(flat), "info")
-    if dataset.mask_files is not None:
+    if dataset.task == "semantic":
         losses.note("semantic", "semantic label images are not written; use --format labels", len(dataset))
     losses.note("ids", "ids of objects and images are not kept", len(flat), "info")
 
