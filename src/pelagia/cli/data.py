@@ -33,12 +33,13 @@ def doctor(
     """Examine labelled images and report what is wrong.
 
     Missing, broken, equal and unlabelled images, the same image in two splits, impossible boxes, class balance, sizes of objects
-    at the input. The exit code is 1 if there are errors.
+    at the input; class maps, panoptic images, outlines and keypoints that are empty, off, or stand for nothing. The exit code is
+    1 if there are errors.
 
     Args:
         data: An annotation file or a folder.
         imgsz: Side in pixels of the network's input that objects are measured at.
-        read: Read the images; without it only the labels are examined.
+        read: Read the images and label images; without it only what the annotation files say is examined.
     """
     dataset = flags.open(data)
     with bar("examining", len(dataset) if read else None, show=False if json else None) as advance:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pelagia.core.types import Float
-from pelagia.data import checks
+from pelagia.core.types import IGNORE_INDEX, Float
+from pelagia.data import checks, checks_maps
 from pelagia.data.dataset import Dataset
 from pelagia.data.findings import Finding, summarise
 from pelagia.data.fingerprint import fingerprints
@@ -128,8 +128,10 @@ def examine(
 
     Looked for: what the reader skipped or corrected; missing and broken images, sizes that disagree with the annotation, equal
     and nearly equal images, the same image in two splits; degenerate boxes, boxes outside, objects annotated twice; class
-    balance, objects too small for the input, unlabelled images. `images=False` leaves the image files unread. `progress` is told
-    how many of how many images are done.
+    balance, objects too small for the input, unlabelled images; class maps, panoptic images and outlines that are missing,
+    empty, of another size or off their boxes, pixel values and ids that stand for nothing; keypoints outside or out of number.
+    `images=False` leaves image files and label images unread, and outlines undrawn. `progress` is told how many of how many
+    images are done.
 
     Raises:
         OptionError: `input_size` is not positive.
@@ -144,17 +146,29 @@ def examine(
         found = [finding for finding in found if finding.code != "image.missing"]
         found += checks.check_files(dataset, prints)
         found += checks.check_copies(dataset, prints)
+    maps = None
+    if images:
+        found += checks_maps.check_panoptic(dataset)
+        found += checks_maps.check_outlines(dataset)
+        maps = checks_maps.count_pixels(dataset) if dataset.task == "semantic" else None
+    if maps is not None:
+        found += checks_maps.check_class_maps(dataset, maps)
+    found += checks_maps.check_keypoints(dataset)
     found += checks.check_labelled(dataset)
     found += checks.check_split_members(dataset)
     found += checks.check_boxes(dataset)
-    found += checks.check_duplicate_objects(dataset)
-    found += checks.check_classes(dataset)
+    if dataset.panoptic_files is None:  # whose segments cannot overlap, though their boxes do
+        found += checks.check_duplicate_objects(dataset)
+    if dataset.task != "semantic":
+        found += checks.check_classes(dataset)
     shorter = _shorter_sides(dataset, (height, width))
     found += _check_sizes(shorter, max(height, width))
     rank = {"error": 0, "warning": 1, "info": 2}
     found.sort(key=lambda finding: rank[finding.severity])
-    tables = (_class_table(dataset, shorter), _size_table(dataset, shorter, f"{width} x {height}"))
-    return Report(_facts(dataset), tuple(found), tables)
+    tables = [] if maps is None else [_pixel_table(dataset, maps)]
+    if dataset.mask_files is None:
+        tables += [_class_table(dataset, shorter), _size_table(dataset, shorter, f"{width} x {height}")]
+    return Report(_facts(dataset), tuple(found), tuple(tables))
 
 
 def _facts(dataset: Dataset) -> dict[str, Any]:
@@ -174,7 +188,7 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
         "task": dataset.task,
         "images": len(dataset),
         "image_size": span,
-        "unlabelled_images": int(np.count_nonzero(np.diff(flat.starts) == 0)),
+        "unlabelled_images": 0 if dataset.mask_files is not None else int(np.count_nonzero(np.diff(flat.starts) == 0)),
         "objects": int(np.count_nonzero(checks.is_object(dataset))),
         "ignored_regions": int(np.count_nonzero(flat.ignore)),
         "crowd_regions": int(np.count_nonzero(flat.crowd)),
@@ -233,6 +247,17 @@ def _class_table(dataset: Dataset, shorter: Float) -> Table:
         )
     columns = ("class", "id", "objects", "share %", "images", *splits, "median length px", f"under {SMALL_PX:g} px at input %")
     return Table("Classes", columns, tuple(rows))
+
+
+def _pixel_table(dataset: Dataset, counted: checks_maps.ClassPixels) -> Table:
+    total = max(int(counted.pixels.sum()), 1)
+    rows: list[tuple[str | int | float, ...]] = [
+        (c.name, c.id, int(pixels), 100.0 * int(pixels) / total, int(images), int(specks))
+        for c, pixels, images, specks in zip(dataset.categories, counted.pixels, counted.images, counted.specks, strict=True)
+    ]
+    rows.append(("(ignored)", IGNORE_INDEX, counted.ignored, 100.0 * counted.ignored / (total + counted.ignored), 0, 0))
+    columns = ("class", "id", "pixels", "share %", "images", f"regions under {checks_maps.SPECK_PX} px")
+    return Table("Classes by pixels", columns, tuple(rows))
 
 
 def _size_table(dataset: Dataset, shorter: Float, size: str) -> Table:
