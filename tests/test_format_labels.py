@@ -11,8 +11,10 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets import codes, draw
+from datasets import codes, draw, real
 from pelagia.core import masks as core_masks
+from pelagia.data.augment import AugmentOptions, augment
+from pelagia.data.doctor import examine
 from pelagia.data.formats.label_images import sniff
 from pelagia.data.open import open_dataset
 from pelagia.errors import FormatError, ImageError, OptionError
@@ -80,6 +82,51 @@ def test_binary_masks(tmp_path: Path) -> None:
     dataset = open_dataset(data(tmp_path, pixels, "label"))
     assert "mask.binary" in codes(dataset)
     np.testing.assert_array_equal(dataset.semantic(0).labels, pixels // 255)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("most", [255, 65535])
+def test_binary_masks_take_the_names_given(tmp_path: Path, suffix: str, most: int) -> None:
+    pixels = np.zeros((30, 40), dtype=np.uint8 if most == 255 else np.uint16)
+    pixels[5:10] = most
+    dataset = open_dataset(data(tmp_path, pixels, "label", suffix=suffix), classes=["membrane", "cell"])
+    assert dataset.class_names == ("membrane", "cell")
+    np.testing.assert_array_equal(dataset.semantic(0).labels, pixels == most)
+    assert dataset.class_frequencies.tolist() == [25 / 30, 5 / 30]
+
+
+def test_255_is_ignored_beside_any_other_value(tmp_path: Path) -> None:
+    pixels = np.zeros((30, 40), dtype=np.uint8)
+    pixels[5:10], pixels[20] = 255, 1
+    dataset = open_dataset(data(tmp_path, pixels, "label"))
+    assert len(dataset.categories) == 2
+    np.testing.assert_array_equal(dataset.semantic(0).labels, pixels)
+    assert codes(dataset) == []
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_grey_and_deep_images_with_class_maps(tmp_path: Path, kind: str) -> None:
+    pixels = np.zeros((30, 40), dtype=np.uint8)
+    pixels[5:10] = 255
+    path = data(tmp_path, pixels, "label")
+    grey = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (30, 40)).astype(kind)
+    Image.fromarray(grey).save(path / "images" / "a.png")
+    dataset = open_dataset(path)
+    np.testing.assert_array_equal(dataset.image(0)[..., 0], grey)
+    options = AugmentOptions(mosaic=0.5, rotate_deg=20, elastic_px=3.0, crop=0.5, rare=0.5, noise=1.0, blur=1.0)
+    for seed in range(4):
+        sample = augment(dataset, 0, np.random.default_rng(seed), options, (32, 48))
+        assert (sample.image.shape, sample.image.dtype) == ((32, 48, 3), np.dtype(kind))
+        assert sample.semantic is not None
+        assert set(np.unique(sample.semantic.labels).tolist()) <= {0, 1, 255}
+
+
+@pytest.mark.slow
+def test_real_membranes_open_without_help() -> None:
+    dataset = open_dataset(real("em-membranes"), classes=["membrane", "cell"])
+    assert (dataset.task, len(dataset), dataset.class_names) == ("semantic", 24, ("membrane", "cell"))
+    np.testing.assert_allclose(dataset.class_frequencies, [0.225, 0.775], atol=0.001)
+    assert not examine(dataset).has_errors
 
 
 def test_yaml_with_value_gaps(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from sklearn.model_selection import cross_val_score
 from pelagia.core import image as core_image
 from pelagia.core import masks as mask_crops
 from pelagia.core import oriented as oriented_boxes
-from pelagia.core.types import MaskCrop
+from pelagia.core.types import TASKS, MaskCrop
 from pelagia.data.open import open_dataset
-from pelagia.data.synthetic import DIATOMS, PLANKTON, Drawing, SurveyOptions, categories, draw_image, draw_survey
+from pelagia.data.synthetic import DIATOMS, PLANKTON, Drawing, SurveyOptions, categories, draw_image, draw_survey, open_survey
 from pelagia.data.synthetic_body import render
 from pelagia.data.synthetic_shapes import DIATOM_SHAPES, PLANKTON_SHAPES
 from pelagia.errors import OptionError
@@ -113,7 +113,7 @@ def test_the_same_seed_draws_the_same_bytes_and_images_do_not_depend_on_their_nu
         return hashlib.sha256((tmp_path / folder / name).read_bytes()).hexdigest()
 
     names = sorted(path.relative_to(first.parent).as_posix() for path in first.parent.rglob("*") if path.is_file())
-    assert len(names) == 8
+    assert len(names) == 12
     assert [digest("a", name) for name in names] == [digest("b", name) for name in names]
     assert digest("a", "images/00002.png") == digest("c", "images/00002.png")
     assert digest("a", "images/00002.png") != digest("d", "images/00002.png")
@@ -207,3 +207,31 @@ def test_images_must_hold_a_body(tmp_path: Path) -> None:
         draw_image(np.random.default_rng(0), 60, 300)
     with pytest.raises(OptionError, match="at least one"):
         draw_survey(tmp_path, 0, 1)
+
+
+def test_a_survey_opens_for_every_task(tmp_path: Path) -> None:
+    options = SurveyOptions(coverage=0.35, touching=0.6)
+    draw_survey(tmp_path, 2, 5, width=160, height=120, options=options)
+    drawing = draw_image(np.random.default_rng([5, 1]), 160, 120, options)
+    assert drawing.truth.masks is not None
+    data = {task: open_survey(tmp_path, task) for task in TASKS}
+    assert [dataset.task for dataset in data.values()] == list(TASKS)
+    for task in ("detect", "oriented", "instance", "keypoints"):
+        np.testing.assert_array_equal(data[task].truth(1).labels, drawing.truth.labels)
+    np.testing.assert_array_equal(data["semantic"].semantic(1).labels, drawing.semantic)
+    panoptic = data["panoptic"]
+    assert panoptic.class_names == (*options.taxa, "detritus", "water")
+    found = panoptic.panoptic(1)
+    labels = np.zeros_like(found.ids)
+    for segment in found.segments:
+        labels[found.ids == segment.id] = segment.label
+    np.testing.assert_array_equal(
+        np.select([labels < len(options.taxa), labels == len(options.taxa)], [1, 2], 0), drawing.semantic
+    )
+    for number, (label, mask) in enumerate(zip(drawing.truth.labels, drawing.truth.masks, strict=True), start=1):
+        whole = mask_crops.paste(mask, 120, 160)
+        seen = found.ids == number
+        assert (whole | ~seen).all()
+        over = [k for k, other in enumerate(drawing.truth.masks, start=1) if k != number and other.area <= mask.area]
+        assert np.isin(found.ids[whole & ~seen], over).all()
+        assert not seen.any() or (labels[seen] == label).all()

@@ -8,7 +8,8 @@ Truth:
 - the mask of an organism is every pixel of which its strokes cover at least half;
 - its box is the bounds of the mask, its oriented box the rectangle of least area around the mask's pixels;
 - head and tail are the ends of the body's axis; masks of overlapping organisms overlap;
-- semantic labels are 0 background, 1 living, 2 non-living (detritus), living above non-living.
+- semantic labels are 0 background, 1 living, 2 non-living (detritus), living above non-living;
+- panoptic segments are the organisms, the smaller above the larger, and two kinds of stuff: detritus, and water for the rest.
 
 Length, aspect ratio and mean darkness of the body's rectangle are drawn from distributions shared by all taxa, and every body is
 stretched and shaded to meet them: size and grey tell nothing about the taxon, its shape and texture do.
@@ -27,13 +28,29 @@ from numpy.typing import NDArray
 from pelagia.core import masks
 from pelagia.core.files import write_json
 from pelagia.core.image import write
-from pelagia.core.types import Category, Float, Instances, MaskCrop
+from pelagia.core.types import Category, Float, Instances, MaskCrop, PanopticMap, Segment, Task
+from pelagia.data.dataset import Dataset
+from pelagia.data.formats.panoptic_write import category_entry, segment_entries
 from pelagia.data.geometry import tight_crop
+from pelagia.data.label_maps import paint
+from pelagia.data.open import open_dataset
+from pelagia.data.panoptic_png import write_ids
 from pelagia.data.synthetic_body import Body, render
 from pelagia.data.synthetic_shapes import DIATOM_SHAPES, PLANKTON_SHAPES, Draw, aggregate, fibre, speck
 from pelagia.errors import OptionError
 
-__all__ = ["DIATOMS", "PLANKTON", "SEMANTIC_NAMES", "Drawing", "SurveyOptions", "categories", "draw_image", "draw_survey"]
+__all__ = [
+    "DIATOMS",
+    "PLANKTON",
+    "SEMANTIC_NAMES",
+    "Drawing",
+    "SurveyOptions",
+    "categories",
+    "draw_image",
+    "draw_survey",
+    "open_survey",
+    "panoptic_categories",
+]
 
 #: Taxa of the zooplankton set, compact bodies.
 PLANKTON = tuple(PLANKTON_SHAPES)
@@ -108,6 +125,17 @@ class Drawing:
     truth: Instances
     semantic: NDArray[np.uint8]
 
+    def panoptic(self, options: SurveyOptions) -> PanopticMap:
+        """The segments, ids from 1 in the order of the organisms, with labels of `panoptic_categories`."""
+        masks_ = self.truth.masks or ()
+        height, width = self.semantic.shape
+        ids = paint(masks_, np.zeros(len(masks_), dtype=np.bool_), width, height)
+        ids[(ids == 0) & (self.semantic == 2)] = len(masks_) + 1
+        ids[ids == 0] = len(masks_) + 2
+        labels = [*self.truth.labels.tolist(), len(options.taxa), len(options.taxa) + 1]
+        present = set(np.unique(ids).tolist())
+        return PanopticMap(ids, tuple(Segment(k, label) for k, label in enumerate(labels, start=1) if k in present))
+
 
 def categories(options: SurveyOptions) -> tuple[Category, ...]:
     """The classes of a survey, ids from 1, with head and tail as keypoints (mirroring exchanges neither)."""
@@ -115,6 +143,13 @@ def categories(options: SurveyOptions) -> tuple[Category, ...]:
         Category(position + 1, name, "organism", keypoints=("head", "tail"), skeleton=((0, 1),), flip=(0, 1))
         for position, name in enumerate(options.taxa)
     )
+
+
+def panoptic_categories(options: SurveyOptions) -> tuple[Category, ...]:
+    """The classes of a survey, then the stuff: detritus and water."""
+    count = len(options.taxa)
+    stuff = (Category(count + k, name, "stuff", is_thing=False) for k, name in enumerate(("detritus", "water"), start=1))
+    return (*categories(options), *stuff)
 
 
 def draw_image(rng: np.random.Generator, width: int, height: int, options: SurveyOptions | None = None) -> Drawing:
@@ -142,7 +177,8 @@ def draw_survey(
     """Draw a survey into `folder` and return the path of its COCO file.
 
     Written are `images/00001.png` ..., `semantic/00001.png` ... (see the module), `annotations.json` (boxes, RLE masks,
-    keypoints) and `oriented.json` (bbox = cx, cy, w, h, angle in radians, clockwise). Image i depends on (seed, i) alone.
+    keypoints), `oriented.json` (bbox = cx, cy, w, h, angle in radians, clockwise), and `panoptic.json` with `panoptic/00001.png`
+    ... Image i depends on (seed, i) alone. `open_survey` opens it for any task.
 
     Raises:
         OptionError: no image asked for, or impossible options.
@@ -151,16 +187,21 @@ def draw_survey(
     if images < 1:
         raise OptionError(f"a survey needs at least one image, got {images}")
     folder = Path(folder)
-    for part in ("images", "semantic"):
+    for part in ("images", "semantic", "panoptic"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     upright: list[dict[str, Any]] = []
     oriented: list[dict[str, Any]] = []
     listing: list[dict[str, Any]] = []
+    painted: list[dict[str, Any]] = []
     for index in range(images):
         drawing = draw_image(np.random.default_rng([seed, index]), width, height, options)
         name = f"{index + 1:05d}.png"
         write(folder / "images" / name, drawing.image)
         write(folder / "semantic" / name, drawing.semantic[..., None])
+        segments = drawing.panoptic(options)
+        write_ids(folder / "panoptic" / name, segments.ids)
+        entries = segment_entries(segments, panoptic_categories(options))
+        painted.append({"image_id": index + 1, "file_name": name, "segments_info": entries})
         listing.append({"id": index + 1, "file_name": f"images/{name}", "width": width, "height": height})
         for position in range(len(drawing.truth)):
             record = _coco_record(drawing.truth, position, width, height, options)
@@ -184,7 +225,21 @@ def draw_survey(
     }
     write_json(folder / "oriented.json", head | {"annotations": oriented})
     write_json(folder / "annotations.json", head | {"annotations": upright})
+    kinds = [category_entry(category) for category in panoptic_categories(options)]
+    write_json(folder / "panoptic.json", head | {"annotations": painted, "categories": kinds})
     return folder / "annotations.json"
+
+
+def open_survey(folder: str | Path, task: Task) -> Dataset:
+    """What `draw_survey` wrote into `folder`, as data for `task`."""
+    folder = Path(folder)
+    if task == "semantic":
+        return open_dataset(folder, format="labels", task=task, classes=SEMANTIC_NAMES)
+    if task == "panoptic":
+        return open_dataset(folder / "panoptic.json", images=folder)
+    if task == "oriented":
+        return open_dataset(folder / "oriented.json", task=task, angle="rad-cw")
+    return open_dataset(folder / "annotations.json", task=task)
 
 
 def _coco_record(truth: Instances, position: int, width: int, height: int, options: SurveyOptions) -> dict[str, Any]:

@@ -158,6 +158,10 @@ class Maker:
     varied: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.augment.rare and self.augment.crop:
+            self.dataset.class_frequencies  # noqa: B018  counted here once, not by every worker
+
     @property
     def masks(self) -> bool:
         """Whether samples need masks."""

@@ -71,7 +71,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
 
     `options.task` (`instance` or `semantic`) decides what the numbers mean; otherwise the folder's name does. Instance masks have
     one class, `object` unless `options.classes` names it, or the classes of `objects.csv`. In semantic masks a value is a class
-    and 255 is ignored; a mask of 0 and 255 alone is binary, and 255 becomes class 1.
+    and 255 is ignored; masks of 0 and 255 alone (16 bit: 0 and 65535) are binary, and 255 becomes class 1.
 
     Raises:
         FormatError: no label image, or sizes that differ from the images'.
@@ -250,7 +250,7 @@ def _read_semantic(source: _Source, labelled: Mapping[Path, Path], without: list
     table, categories, binary = _classes(source, values, options)
     out = _start(source, without, categories, options)
     if binary:
-        text = "the masks hold 0 and 255 alone: read as background and one class (255 is else the value to ignore)"
+        text = "the masks hold 0 and the largest value alone: read as background and one class (255 is else the value to ignore)"
         out.note("info", "mask.binary", text, source.root)
     unknown = sorted(values - set(table))
     if unknown:
@@ -277,8 +277,9 @@ def _histogram(pixels: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _classes(source: _Source, values: set[int], options: ReadOptions) -> tuple[dict[int, int], list[Category], bool]:
-    """Pixel value -> label, the classes, and whether the masks are binary 0 and 255."""
-    binary = values <= {0, IGNORE_INDEX} and IGNORE_INDEX in values and source.names is None
+    """Pixel value -> label, the classes, and whether the masks are binary, 0 and the largest of their type."""
+    most = max(values, default=0)
+    binary = values <= {0, most} and most in (IGNORE_INDEX, 65535) and source.names is None
     sidecar = read_categories(source.root)
     names = source.names
     if names is None and options.classes is not None:
@@ -288,7 +289,7 @@ def _classes(source: _Source, values: set[int], options: ReadOptions) -> tuple[d
     if binary:
         names = names or {0: "background", 1: "foreground"}
         if len(names) == 2:
-            return {0: 0, IGNORE_INDEX: 1}, [Category(key, name) for key, name in names.items()], True
+            return {0: 0, most: 1}, [Category(key, name) for key, name in names.items()], True
     if names is None:
         names = {value: f"class_{value}" for value in range(max(values - {IGNORE_INDEX}, default=0) + 1)}
     if len(names) > IGNORE_INDEX:

@@ -16,7 +16,7 @@ from pelagia.data.formats.writing import Losses, WriteOptions, place_images, uni
 from pelagia.data.label_maps import segment_bounds
 from pelagia.data.panoptic_png import write_ids
 
-__all__ = ["write"]
+__all__ = ["category_entry", "segment_entries", "write"]
 
 
 def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Finding]:
@@ -49,7 +49,7 @@ def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Finding]:
         height, width = found.ids.shape
         image = {"id": int(image_ids[index]), "file_name": name, "width": width, "height": height}
         images.append(image | ({"split": members[index]} if index in members else {}))
-        segments = _segments(found, dataset.categories)
+        segments = segment_entries(found, dataset.categories)
         annotations.append({"image_id": int(image_ids[index]), "file_name": png, "segments_info": segments})
         _note_losses(dataset, index, found, losses)
     flat = dataset.annotations
@@ -58,12 +58,13 @@ def write(dataset: Dataset, out: Path, options: WriteOptions) -> list[Finding]:
     losses.note("flag.difficult", "the flag 'difficult' has no place in panoptic files", int(np.count_nonzero(flat.difficult)))
     if flat.shapes is not None:
         losses.note("outline.pixels", "outlines are kept to the pixel, and objects are numbered anew", len(flat), "info")
-    categories = [_category(category) for category in dataset.categories]
+    categories = [category_entry(category) for category in dataset.categories]
     write_json(json_file, {"images": images, "annotations": annotations, "categories": categories})
     return losses.findings
 
 
-def _segments(found: PanopticMap, categories: tuple[Category, ...]) -> list[dict[str, Any]]:
+def segment_entries(found: PanopticMap, categories: tuple[Category, ...]) -> list[dict[str, Any]]:
+    """The `segments_info` of an image."""
     ids = np.array([segment.id for segment in found.segments], dtype=np.int64)
     areas = dict(zip(*np.unique(found.ids, return_counts=True), strict=True))
     entries = []
@@ -91,6 +92,7 @@ def _note_losses(dataset: Dataset, index: int, found: PanopticMap, losses: Losse
     losses.note("objects.fewer", text, objects - written)
 
 
-def _category(category: Category) -> dict[str, Any]:
+def category_entry(category: Category) -> dict[str, Any]:
+    """A class as panoptic files list it."""
     head = {"id": category.id, "name": category.name, "supercategory": category.supercategory}
     return head | {"isthing": int(category.is_thing)}
