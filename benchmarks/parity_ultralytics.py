@@ -1,6 +1,7 @@
 """Claim: YOLO11 here gives the numbers of Ultralytics' YOLO11, for all sizes and tasks: boxes, oriented boxes, masks, keypoints.
 
-    python benchmarks/parity_ultralytics.py --peer /path/to/an/environment/bin/python [--sizes nsmlx] [--tasks detect oriented instance keypoints] [--image-size 320]
+    python benchmarks/parity_ultralytics.py --peer /path/to/an/environment/bin/python [--sizes nsmlx] [--image-size 320]
+        [--tasks detect oriented instance keypoints]
 
 The peer lives in an environment of its own and is only run. It writes checkpoints of scrambled weights and its answers; the
 checkpoints are read by `pelagia.models.foreign`. Compared, as largest difference over largest magnitude: raw outputs, boxes,
@@ -27,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from pelagia.core.frame import Frame
+from pelagia.core.masks import paste
 from pelagia.core.types import Instances
 from pelagia.decode import DecodeOptions, decode
 from pelagia.decode.grids import anchors
@@ -40,6 +42,11 @@ TOLERANCE = 1e-4
 #: Where one side has folded its batch normalisation and the other has not, rounding differs in every layer.
 FOLDED_TOLERANCE = 1e-3
 LEAST_DETECTIONS = 20
+LEAST_MASK_IOU = 0.98
+#: Task -> the ending of the peer's configuration.
+ENDINGS = {"detect": "", "oriented": "-obb", "instance": "-seg", "keypoints": "-pose"}
+#: Our raw output -> the peer's name of it.
+RAW = {"boxes": "boxes", "scores": "scores", "coefficients": "mask_coefficient", "prototypes": "proto", "keypoints": "kpts"}
 
 
 def relative(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
@@ -64,24 +71,57 @@ def decoded_cells(outputs: dict[str, NDArray[Any]], size: int) -> NDArray[Any]:
     return np.stack([x, y, left + right, top + bottom, angle], axis=1)
 
 
-def final_difference(model: Model, outputs: dict[str, NDArray[Any]], theirs: NDArray[Any], size: int) -> tuple[int, float]:
-    """Number of detections and, after pairing them by class and place, the largest relative difference of boxes and scores."""
-    first = {name: value[:1] for name, value in outputs.items()}
-    found = decode(first, [Frame.identity(size, size)], model.card, DecodeOptions(score=0.25, nms_iou=0.7))[0]
-    assert isinstance(found, Instances)
-    ours = np.column_stack([found.box_array, found.scores, found.labels])
+def decoded_keypoints(outputs: dict[str, NDArray[Any]], size: int) -> NDArray[Any]:
+    """Keypoints of every cell, x, y and score [B, P, 3, A], by the definition in `pelagia.decode.grids`, in float64."""
+    centres, strides = anchors((size, size))
+    values = outputs["keypoints"].astype(np.float64)
+    values = values.reshape(len(values), -1, 3, values.shape[2])
+    found = np.empty(values.shape)
+    found[:, :, :2] = 2 * values[:, :, :2] * strides + (centres - strides[:, None] / 2).T
+    found[:, :, 2] = 1 / (1 + np.exp(-values[:, :, 2]))
+    return found
+
+
+def pairs(ours: NDArray[Any], theirs: NDArray[Any], size: float) -> tuple[list[int], float]:
+    """The row of `theirs` for each row of `ours`, x1 y1 x2 y2 score class, by class and place, and the largest difference, boxes
+    relative to the image's side.
+    """
     if len(ours) != len(theirs):
-        return len(ours), float("inf")
+        return [], float("inf")
     inside = theirs.astype(np.float64)
     worst = 0.0
     left = np.ones(len(inside), dtype=bool)
     scale = np.array([size, size, size, size, 1.0, 1.0])
+    chosen = []
     for row in ours:
         distance = np.where(left, np.abs((inside - row) / scale).max(axis=1), np.inf)
         best = int(distance.argmin())
         left[best] = False
+        chosen.append(best)
         worst = max(worst, float(distance[best]))
-    return len(ours), worst
+    return chosen, worst
+
+
+def detections(model: Model, outputs: dict[str, NDArray[Any]], frame: Frame) -> tuple[Instances, NDArray[Any]]:
+    """Objects of the first image, and their boxes, scores and classes as rows."""
+    first = {name: value[:1] for name, value in outputs.items()}
+    found = decode(first, [frame], model.card, DecodeOptions(score=0.25, nms_iou=0.7))[0]
+    assert isinstance(found, Instances)
+    return found, np.column_stack([found.box_array, found.scores, found.labels])
+
+
+def mask_ious(model: Model, outputs: dict[str, NDArray[Any]], theirs: Any, size: int) -> NDArray[Any]:
+    """IoU of each mask with the peer's in an original of twice the size; empty unless the detections are the same."""
+    found, rows = detections(model, outputs, Frame.letterbox(2 * size, 2 * size, size, size))
+    chosen, _ = pairs(rows, theirs["twice"], 2 * size)
+    assert found.masks is not None
+    ious = []
+    for mask, row in zip(found.masks, chosen, strict=False):
+        ours, other = paste(mask, 2 * size, 2 * size), np.unpackbits(theirs["masks"][row], axis=1).astype(bool)
+        both, either = np.count_nonzero(ours & other), np.count_nonzero(ours | other)
+        if either >= 100:  # of a mask of a few pixels the border is the whole
+            ious.append(both / either)
+    return np.array(ious)
 
 
 def compare(folder: Path, name: str, images: NDArray[np.float32]) -> bool:
@@ -90,26 +130,42 @@ def compare(folder: Path, name: str, images: NDArray[np.float32]) -> bool:
     theirs = np.load(folder / f"{name}.npz")
     model = load_foreign(folder / f"{name}.pt")
     model.card = replace(model.card, input_size=(size, size))
-    oriented = model.card.task == "oriented"
+    task = model.card.task
     with torch.inference_mode():
         plain = {key: value.numpy() for key, value in model(torch.from_numpy(images)).items()}
     fused = TorchRuntime(model).run(images)
-    values = {f"raw {key}": relative(plain[key], theirs[key]) for key in ("boxes", "scores")}
-    values |= {f"fused {key}": relative(fused[key], theirs[key]) for key in ("boxes", "scores")}
+    compared = [key for key in plain if key != "angles"]
+    values = {f"raw {key}": relative(plain[key], theirs[RAW[key]]) for key in compared}
+    values |= {f"fused {key}": relative(fused[key], theirs[RAW[key]]) for key in compared}
     cells = decoded_cells(plain, size)
     classes = len(model.card.categories)
     values["decoded boxes"] = relative(cells[:, :4], theirs["decoded"][:, :4])
     chance = 1 / (1 + np.exp(-plain["scores"].astype(np.float64)))
     values["decoded scores"] = relative(chance, theirs["decoded"][:, 4 : 4 + classes])
-    final = theirs["final"]
-    if oriented:
+    if task == "oriented":
         values["angles"] = relative(cells[:, 4], theirs["decoded"][:, -1])
-        count = len(final)
+        count = len(theirs["final"])
     else:
-        count, values["detections"] = final_difference(model, plain, final, size)
-    limits = dict.fromkeys(("fused boxes", "fused scores", "detections"), FOLDED_TOLERANCE)
+        found, rows = detections(model, plain, Frame.identity(size, size))
+        chosen, values["detections"] = pairs(rows, theirs["final"], size)
+        count = len(rows)
+    if task == "keypoints":
+        points = decoded_keypoints(plain, size)
+        values["decoded keypoints"] = relative(
+            points.reshape(len(points), -1, points.shape[3]), theirs["decoded"][:, 4 + classes :]
+        )
+        assert found.keypoints is not None
+        final = theirs["final_keypoints"][chosen]
+        # The peer cuts points at the border of the image.
+        inside = ((final[..., :2] > 1) & (final[..., :2] < size - 1)).all(axis=2)
+        values["detections' keypoints"] = relative(found.keypoints[inside], final[inside])
+    limits = {key: FOLDED_TOLERANCE for key in values if key.startswith(("fused", "detections"))}
     good = count >= LEAST_DETECTIONS and all(value <= limits.get(key, TOLERANCE) for key, value in values.items())
     shown = "  ".join(f"{key} {value:.1e}" for key, value in values.items())
+    if task == "instance":
+        ious = mask_ious(model, plain, theirs, size)
+        good &= len(ious) >= LEAST_DETECTIONS and float(ious.mean()) >= LEAST_MASK_IOU
+        shown += f"  IoU of {len(ious)} masks: least {ious.min(initial=1):.3f}, mean {ious.mean():.4f}"
     print(f"{name:14s} {count:5d} detections  {shown}  {'ok' if good else 'BEYOND TOLERANCE'}", flush=True)
     return good
 
@@ -119,9 +175,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True, help="python of an environment with ultralytics")
     parser.add_argument("--sizes", default="nsmlx")
+    parser.add_argument("--tasks", nargs="+", choices=list(ENDINGS), default=list(ENDINGS))
     parser.add_argument("--image-size", type=int, default=640)
     options = parser.parse_args()
-    names = [f"yolo11{size}{task}" for task in ("", "-obb") for size in options.sizes]
+    names = [f"yolo11{size}{ENDINGS[task]}" for task in options.tasks for size in options.sizes]
     rng = np.random.default_rng(0)
     side = options.image_size
     coarse = torch.from_numpy(rng.random((2, 3, side // 16, side // 16), dtype=np.float32))

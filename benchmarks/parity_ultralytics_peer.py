@@ -38,6 +38,11 @@ def scramble(model: torch.nn.Module, images: torch.Tensor) -> None:
         for branch in head.cv3:  # logits of unit variance, some two hundred cells of an image above the threshold
             branch[-1].weight.div_(scores.std())
             branch[-1].bias.zero_()
+        for name in ("mask_coefficient", "kpts"):  # coefficients and keypoints of unit variance
+            if name in model(images)[1]:
+                spread = model(images)[1][name].std()
+                for branch in head.cv4:
+                    branch[-1].weight.div_(spread)
         best = model(images)[1]["scores"].amax(dim=1)  # [B, A]
         level = best.flatten().sort(descending=True).values[200 * len(images)]
         for branch in head.cv3:
@@ -57,11 +62,22 @@ def main() -> None:
         model = peer.model.float().eval()
         with torch.no_grad():
             decoded, raw = model(images)
+        decoded = decoded[0] if isinstance(decoded, tuple) else decoded
         arrays = {key: value.numpy() for key, value in raw.items() if isinstance(value, torch.Tensor)}
         picture = np.ascontiguousarray((images[0].numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0)[..., ::-1])
         found = peer.predict(picture, imgsz=picture.shape[0], conf=0.25, iou=0.7, max_det=30_000, verbose=False)[0]
         box = found.obb if found.boxes is None else found.boxes
         arrays["final"] = box.data.numpy()  # [N, 6] x1 y1 x2 y2 score class; oriented [N, 7] cx cy w h angle score class
+        if found.keypoints is not None:
+            arrays["final_keypoints"] = found.keypoints.data.numpy()  # [N, K, 3]
+        if found.masks is not None:
+            # Every pixel doubled: both sides shrink it to the same input, and masks have to be resampled to the original.
+            twice = picture.repeat(2, 0).repeat(2, 1)
+            found = peer.predict(
+                twice, imgsz=picture.shape[0], conf=0.25, iou=0.7, max_det=30_000, retina_masks=True, verbose=False
+            )[0]
+            arrays["twice"] = found.boxes.data.numpy()
+            arrays["masks"] = np.packbits(found.masks.data.numpy() > 0.5, axis=2)  # [N, 2 H, 2 W / 8]
         np.savez(folder / f"{name}.npz", decoded=decoded.numpy(), **arrays)
 
 

@@ -2,9 +2,11 @@
 
     python benchmarks/training.py bccd --data DIR --peer-python PEER_ENV/bin/python
     python benchmarks/training.py hit-uav --data DIR --peer-python PEER_ENV/bin/python
+    python benchmarks/training.py nuclei --data DIR --peer-python PEER_ENV/bin/python
 
 `bccd` (blood cells, axis-aligned boxes, the data set's own split) is scored with pycocotools; `hit-uav` (vehicles and people from
-the air, oriented boxes, a held-out fifth by seed) with exact oriented IoU, regions named DontCare ignored. Both networks are
+the air, oriented boxes, a held-out fifth by seed) with exact oriented IoU, regions named DontCare ignored; `nuclei` (cell nuclei,
+masks, the split of its list files) with pycocotools on run lengths of the size of the original images. Both networks are
 YOLO11n from random weights, both see the same number of epochs at the same input size, and each trains with its own defaults.
 The peer's environment is made from `benchmarks/requirements.txt`. Prints one table and writes `results.json`.
 """
@@ -16,17 +18,20 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import pelagia
 from pelagia.core import oriented as oriented_boxes
+from pelagia.core.masks import crop_to_rle, rle_to_string
 from pelagia.core.types import Instances
 from pelagia.data.convert import convert
 from pelagia.data.dataset import Dataset
@@ -34,6 +39,9 @@ from pelagia.data.formats.writing import WriteOptions
 from pelagia.data.split import split, write_splits
 from pelagia.infer.evaluate import EvaluateOptions, predict_dataset
 from pelagia.metrics.detection import evaluate_detection
+
+#: Predictions for an image of the data set with masks, and those that its score counts.
+MOST_MASKS = 1000
 
 PEER = Path(__file__).with_name("peer_ultralytics.py")
 
@@ -52,6 +60,7 @@ class Setting:
 
 SETTINGS = {
     "bccd": Setting(".", "detect", 320, 30, "yolo11n.yaml"),
+    "nuclei": Setting(".", "instance", 320, 30, "yolo11n-seg.yaml"),
     "hit-uav": Setting("oriented.json", "oriented", 512, 30, "yolo11n-obb.yaml", ("--angle", "rad-cw")),
 }
 
@@ -66,10 +75,19 @@ def open_data(setting: Setting, root: Path) -> Dataset:
     return data
 
 
-def score_coco(truth: Path, answers: list[dict[str, Any]]) -> dict[str, float]:
-    """AP and AP50 by pycocotools."""
+def score_coco(truth: Path, answers: list[dict[str, Any]], kind: str = "bbox") -> dict[str, float]:
+    """AP and AP50 by pycocotools, of boxes or of masks (`segm`).
+
+    An image of `nuclei` holds up to 375 objects, so masks are capped at 1,000 an image where COCO takes 100.
+    """
     coco = COCO(str(truth))
-    run = COCOeval(coco, coco.loadRes(answers), "bbox")
+    run = COCOeval(coco, coco.loadRes(answers), kind)
+    if kind == "segm":
+        run.params.maxDets = [1, 10, MOST_MASKS]
+        run.evaluate()
+        run.accumulate()
+        precision = run.eval["precision"][:, :, :, 0, 2]  # [IoU, recall, class]
+        return {"ap": float(precision[precision > -1].mean()), "ap50": float(precision[0][precision[0] > -1].mean())}
     run.evaluate()
     run.accumulate()
     run.summarize()
@@ -83,7 +101,18 @@ def score(data: Dataset, truth_json: Path, found: list[Instances]) -> dict[str, 
         result = evaluate_detection(truths, found, data.categories, kind="oriented")
         return {"ap": result.ap, "ap50": result.ap50}
     ids = _image_ids(truth_json)
-    answers = []
+    answers: list[dict[str, Any]] = []
+    if data.task == "instance":
+        for name, (height, width), instances in zip(data.names, _sizes(truth_json, data.names), found, strict=True):
+            assert instances.masks is not None
+            assert instances.scores is not None
+            for mask, value, label in zip(instances.masks, instances.scores, instances.labels, strict=True):
+                runs = {"size": [height, width], "counts": rle_to_string(crop_to_rle(mask, height, width))}
+                category = data.categories[label].id
+                answers.append(
+                    {"image_id": ids[Path(name).name], "category_id": category, "segmentation": runs, "score": float(value)}
+                )
+        return score_coco(truth_json, answers, "segm")
     for name, instances in zip(data.names, found, strict=True):
         assert instances.scores is not None
         for box, value, label in zip(instances.box_array, instances.scores, instances.labels, strict=True):
@@ -93,6 +122,14 @@ def score(data: Dataset, truth_json: Path, found: list[Instances]) -> dict[str, 
                 {"image_id": ids[Path(name).name], "category_id": data.categories[label].id, "bbox": bbox, "score": float(value)}
             )
     return score_coco(truth_json, answers)
+
+
+def _sizes(truth_json: Path, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Height and width of the images."""
+    sizes = {
+        Path(item["file_name"]).name: (item["height"], item["width"]) for item in json.loads(truth_json.read_text())["images"]
+    }
+    return [sizes[Path(name).name] for name in names]
 
 
 def _image_ids(truth_json: Path) -> dict[str, int]:
@@ -122,12 +159,28 @@ def run_peer(args: argparse.Namespace, setting: Setting, data: Dataset, seed: in
     trained = ask_peer(args.peer_python, {"action": "train", **request, "batch": 16, "seed": seed, "out": str(folder)}, folder)
     val = data.split("val")
     images = [str(Path(path).resolve()) for path in val.image_paths]
-    asked = {"action": "predict", "weights": trained["weights"], "images": images, "imgsz": args.imgsz}
+    most = MOST_MASKS if data.task == "instance" else 300
+    asked = {"action": "predict", "weights": trained["weights"], "images": images, "imgsz": args.imgsz, "most": most}
     names = yaml.safe_load((yolo / "data.yaml").read_text())["names"]
     names = list(names.values()) if isinstance(names, dict) else names
     label_of = {name: index for index, name in enumerate(category.name for category in data.categories)}
     found = []
-    for item in ask_peer(args.peer_python, asked, folder)["found"]:
+    answer = ask_peer(args.peer_python, asked, folder)
+    if data.task == "instance":
+        ids = _image_ids(args.out / "truth.json")
+        categories = {index: data.categories[label_of[name]].id for index, name in enumerate(names)}
+        results = [
+            {
+                "image_id": ids[Path(item["image"]).name],
+                "category_id": categories[label],
+                "segmentation": mask_utils.frPyObjects(mask, *mask["size"]),
+                "score": value,
+            }
+            for item in answer["found"]
+            for label, value, mask in zip(item["labels"], item["scores"], item["masks"], strict=True)
+        ]
+        return {**score_coco(args.out / "truth.json", results, "segm"), "seconds": trained["wall"]}
+    for item in answer["found"]:
         labels = np.array([label_of[names[label]] for label in item["labels"]], dtype=np.int64)
         boxes, scores = np.array(item["boxes"], dtype=np.float64), np.array(item["scores"], dtype=np.float64)
         if data.task == "oriented":
@@ -159,7 +212,8 @@ def run_pelagia(args: argparse.Namespace, setting: Setting, data: Dataset, seed:
         subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
     seconds = time.perf_counter() - begin
     val = data.split("val")
-    found = predict_dataset(pelagia.load(folder).runtime, val, EvaluateOptions())
+    options = EvaluateOptions(most=MOST_MASKS if data.task == "instance" else 300)
+    found = predict_dataset(pelagia.load(folder).runtime, val, options)
     return {**score(val, args.out / "truth.json", found), "seconds": seconds}
 
 
