@@ -15,7 +15,8 @@ from torch import nn
 
 from pelagia.api import Predictor, create_model, load
 from pelagia.cli import main as cli_main
-from pelagia.core import boxes
+from pelagia.core import boxes, masks
+from pelagia.core.types import Category
 from pelagia.data.synthetic import draw_image
 from pelagia.errors import ExportError, OptionError
 from pelagia.export import onnx as export_module
@@ -32,7 +33,9 @@ SIZE = (64, 96)
 def scrambled(task: Any) -> Model:
     """A small model whose weights and running statistics are far from their start, so that fusing them wrongly shows."""
     torch.manual_seed(0)
-    model = create_model("yolo11n", ["a", "b", "c"], task=task, input_size=SIZE, options=dict(entry("yolo11n").tiny))
+    points = ("left", "right") if task == "keypoints" else ()
+    classes = [Category(number, name, keypoints=points) for number, name in enumerate("abc", 1)]
+    model = create_model("yolo11n", classes, task=task, input_size=SIZE, options=dict(entry("yolo11n").tiny))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -45,7 +48,7 @@ def scrambled(task: Any) -> Model:
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=["detect", "oriented"])
+@pytest.fixture(scope="module", params=["detect", "oriented", "instance", "keypoints"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path, Any]:
     model = scrambled(request.param)
     path = tmp_path_factory.mktemp("export") / "m.onnx"
@@ -55,8 +58,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_raw_outputs_are_equal_for_every_batch(exported: tuple[Model, Path, Any]) -> None:
     model, path, report = exported
     runtime = OnnxRuntime(path, threads=1)
-    names = {"boxes", "scores"} | ({"angles"} if model.card.task == "oriented" else set())
-    assert set(report.outputs) == names
+    extra = {"oriented": {"angles"}, "instance": {"coefficients", "prototypes"}, "keypoints": {"keypoints"}}
+    assert set(report.outputs) == {"boxes", "scores"} | extra.get(model.card.task, set())
     assert all(item.relative <= TOLERANCE for item in report.outputs.values())
     for batch in (1, 2, 5):
         images = np.random.default_rng(batch).normal(0, 1, (batch, 3, *SIZE)).astype(np.float32)
@@ -98,6 +101,15 @@ def test_predictions_are_alike(exported: tuple[Model, Path, Any]) -> None:
     same = boxes.iou(from_file.box_array, from_model.box_array) * (from_file.labels[:, None] == from_model.labels)
     assert (same.max(axis=1) > 0.99).all()
     assert (same.max(axis=0) > 0.99).all()
+    # Boxes cut at the border of the image may be equal, so what else they answer with is looked for among all of them too.
+    if model.card.task == "instance":
+        ious = np.where(same > 0.99, masks.iou(from_file.masks, from_model.masks), 0.0).max(axis=1)
+        full = np.array([mask.area for mask in from_file.masks]) > 0
+        assert full.sum() > 20
+        assert (ious[full] > 0.95).all()
+    if model.card.task == "keypoints":
+        away = np.abs(from_file.keypoints[:, None] - from_model.keypoints[None]).max(axis=(2, 3))
+        assert (np.where(same > 0.99, away, np.inf).min(axis=1) < 0.1).all()
 
 
 def test_a_file_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
