@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pelagia.core import masks as mask_crops
-from pelagia.core.types import Category, Float, Instances, MaskCrop
+from pelagia.core.image import warp
+from pelagia.core.types import Category, Float, Instances, MaskCrop, SemanticMap
 from pelagia.data.albumentations import from_albumentations
 from pelagia.data.geometry import Keep, follow
 from pelagia.data.sample import Sample
@@ -63,6 +66,20 @@ def test_truth_follows_as_in_our_own_geometry(move: tuple[object, Float, tuple[i
         np.testing.assert_allclose(found.truth.box_array, expected.box_array, atol=1e-4)
     for a, b in zip(found.truth.masks or (), expected.masks or (), strict=True):
         np.testing.assert_array_equal(mask_crops.paste(a, size[1], size[0]), mask_crops.paste(b, size[1], size[0]))
+
+
+def test_a_class_map_follows_and_uncovered_pixels_are_ignored() -> None:
+    labels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    labels[:, 40:], labels[20:30, 20:60], labels[0:3] = 1, 254, 255
+    sample = replace(_sample(masks=False), semantic=SemanticMap(labels))
+    for transform, matrix, size in MOVES:
+        found = from_albumentations(transform, FISH)(sample, np.random.default_rng(0))
+        assert found.semantic is not None
+        expected = warp(labels, matrix, size, fill=255, interpolation="nearest")
+        np.testing.assert_array_equal(found.semantic.labels, expected)
+    turned = from_albumentations(library.Affine(rotate=(30, 30), p=1.0), FISH)(sample, np.random.default_rng(0))
+    assert turned.semantic is not None
+    assert (turned.semantic.labels[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
 
 
 def test_pipelines_are_repeatable_and_boxes_are_tight_on_masks() -> None:

@@ -14,6 +14,7 @@ from datasets import draw, survey
 from pelagia.core import masks as core_masks
 from pelagia.core.types import Category, Instances, Int, MaskCrop
 from pelagia.data import label_maps
+from pelagia.data.annotations import AnnotationBuilder
 from pelagia.data.dataset import Dataset
 from pelagia.data.panoptic_png import read_ids, write_ids
 from pelagia.errors import DataError, FormatError
@@ -223,3 +224,17 @@ def test_the_map_is_cut_into_the_masks_it_was_painted_from() -> None:
     crops = label_maps.segment_crops(numbers, 3)
     assert [(crop.x, crop.y, crop.bitmap.shape) for crop in crops] == [(0, 0, (0, 0)), (2, 0, (1, 1)), (0, 1, (2, 2))]
     np.testing.assert_array_equal(label_maps.paint(crops, np.zeros(3, dtype=np.bool_), 3, 3), numbers)
+
+
+def test_sizes_that_are_not_known_come_from_the_image(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", WIDTH, HEIGHT)
+    square = np.array([[2.0, 2.0], [8.0, 2.0], [8.0, 7.0], [2.0, 7.0]])
+    builder = AnnotationBuilder()
+    builder.add(0, 1, (2, 2, 8, 7), rings=[square])
+    truth = Instances.empty()
+    plain = Dataset.from_instances(("a", "b"), [(tmp_path / "a.png", (0, 0), truth)], root=tmp_path)
+    dataset = replace(plain, annotations=builder.build(1)).with_task("semantic")
+    labels = dataset.semantic(0).labels
+    assert labels.shape == (HEIGHT, WIDTH)
+    assert (labels == 1).sum() == 30
+    assert (labels == 2).sum() == WIDTH * HEIGHT - 30

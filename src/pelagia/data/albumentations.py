@@ -14,7 +14,7 @@ import numpy as np
 from pelagia.core import masks as mask_crops
 from pelagia.core import oriented as oriented_boxes
 from pelagia.core.lazy import resolve
-from pelagia.core.types import Category, Float, Instances
+from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, SemanticMap
 from pelagia.data.augment import Transform
 from pelagia.data.geometry import IDENTITY, Keep, follow, mirror_keypoints
 from pelagia.data.sample import Sample
@@ -29,7 +29,8 @@ def from_albumentations(pipeline: Any, categories: Sequence[Category] = (), keep
     The pipeline's own box and keypoint settings are replaced. It is seeded anew for each sample from the generator, so that a
     sample is repeatable. Oriented boxes travel as their corners and become the rectangle of least area around them; where there
     are masks, boxes become their bounds; `categories` names the points that change places when the pipeline mirrors. `keep` says
-    what stays after a cut. Masks travel as whole bitmaps, which costs memory on large images.
+    what stays after a cut. Masks travel as whole bitmaps, which costs memory on large images. A class map travels as the mask of
+    the image, its labels plus one: what a transform uncovers is filled with 0, which means to be ignored.
 
     Raises:
         MissingExtraError: albumentations is not installed.
@@ -67,12 +68,17 @@ def _apply(compose: Any, sample: Sample, categories: Sequence[Category], keep: K
     plain = truth.oriented is None
     bitmaps = [mask_crops.paste(crop, height, width).astype(np.uint8) for crop in truth.masks or ()]
     sent = _points(truth, width, height) - 0.5
+    maps = {}
+    if sample.semantic is not None:
+        labels = sample.semantic.labels
+        maps["mask"] = np.where(labels == IGNORE_INDEX, 0, labels.astype(np.uint16) + 1).astype(np.uint8)
     result = compose(
         image=sample.image,
         bboxes=truth.box_array if plain else np.zeros((0, 4)),
         positions=np.arange(len(truth)) if plain else np.zeros(0),
         keypoints=sent,
         **({"masks": np.stack(bitmaps)} if bitmaps else {}),
+        **maps,
     )
     image = np.ascontiguousarray(result["image"]).reshape(*result["image"].shape[:2], -1)
     points = np.asarray(result["keypoints"], dtype=np.float64).reshape(-1, 2) + 0.5
@@ -93,7 +99,11 @@ def _apply(compose: Any, sample: Sample, categories: Sequence[Category], keep: K
         moved = moved.replace(boxes=np.array([mask_crops.bounds(crop) for crop in moved.masks or ()]).reshape(-1, 4))
     size = (image.shape[1], image.shape[0])
     moved = follow(moved, IDENTITY, size, (0, 0, *size), keep, categories)
-    return Sample(image=image, truth=moved, name=sample.name, index=sample.index)
+    semantic = None
+    if maps:
+        coded = np.asarray(result["mask"], dtype=np.uint8)
+        semantic = SemanticMap(np.where(coded == 0, IGNORE_INDEX, coded - 1).astype(np.uint8))
+    return Sample(image=image, truth=moved, name=sample.name, index=sample.index, semantic=semantic)
 
 
 def _points(truth: Instances, width: int, height: int) -> Float:

@@ -16,14 +16,11 @@ from numpy.typing import NDArray
 
 from pelagia.core import files as core_files
 from pelagia.core import image as core_image
-from pelagia.core import masks as core_masks
-from pelagia.core import oriented as core_oriented
-from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, Int, Mask, MaskCrop, PanopticMap, SemanticMap, Task
-from pelagia.data import label_maps
+from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, Int, PanopticMap, SemanticMap, Task
+from pelagia.data import label_maps, object_maps
 from pelagia.data.annotations import AnnotationBuilder, Annotations
 from pelagia.data.findings import Finding
 from pelagia.data.label_pixels import read_label_pixels
-from pelagia.data.panoptic_png import read_ids
 from pelagia.data.sample import Sample
 from pelagia.data.tasks import retask
 from pelagia.errors import DataError, OptionError
@@ -203,8 +200,9 @@ class Dataset:
         if not masks:
             return truth
         if self.task != "panoptic" and self.panoptic_files is None:
-            return truth.replace(masks=self._masks(index, first, last))
-        return self._cut_truth(index, truth)
+            width, height = (int(side) for side in self.sizes[index])
+            return truth.replace(masks=object_maps.outline_masks(self, index, width, height))
+        return object_maps.cut_truth(self, index, truth)
 
     def semantic(self, index: int) -> SemanticMap:
         """The label of every pixel of image `index`; 255 = ignore.
@@ -222,10 +220,10 @@ class Dataset:
             if len(self.categories) > IGNORE_INDEX:
                 raise DataError(f"{len(self.categories)} classes, but a class map holds 255 (255 = ignore)", where=self.root)
             rows = slice(int(self.annotations.starts[index]), int(self.annotations.starts[index + 1]))
-            void = self.void(index)
+            void = object_maps.void_objects(self, index)
             if self.panoptic_files is None:
                 void = void | self.annotations.crowd[rows]
-            return label_maps.class_map(self._numbers(index), self.annotations.labels[rows], void, self.background)
+            return label_maps.class_map(object_maps.object_map(self, index), self.annotations.labels[rows], void, self.background)
         path = self.root / self.mask_files[index]
         pixels = read_label_pixels(path)
         if self.mask_values is None:
@@ -253,9 +251,8 @@ class Dataset:
         flat = self.annotations
         rows = slice(int(flat.starts[index]), int(flat.starts[index + 1]))
         ids = np.arange(1, rows.stop - rows.start + 1) if self.panoptic_files is None else flat.ids[rows]
-        return label_maps.panoptic_map(
-            self._numbers(index), ids, flat.labels[rows], flat.crowd[rows], self.void(index), self.categories, self.background
-        )
+        numbers, void = object_maps.object_map(self, index), object_maps.void_objects(self, index)
+        return label_maps.panoptic_map(numbers, ids, flat.labels[rows], flat.crowd[rows], void, self.categories, self.background)
 
     @cached_property
     def class_frequencies(self) -> Float:
@@ -374,74 +371,6 @@ class Dataset:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of a data set of {len(self)}")
         return index % len(self)
-
-    def _masks(self, index: int, first: int, last: int) -> tuple[MaskCrop, ...]:
-        flat = self.annotations
-        width, height = (int(value) for value in self.sizes[index])
-        crops = []
-        for row in range(first, last):
-            crop = None if flat.shapes is None else flat.shapes.crop(row, width, height)
-            if crop is None:
-                crop = core_masks.crop_from_polygon([self._outline(row)], height, width)
-            crops.append(crop)
-        return tuple(crops)
-
-    def _outline(self, row: int) -> Float:
-        """[4, 2], the corners of the object's box, oriented where it has one."""
-        flat = self.annotations
-        if flat.oriented is not None:
-            corners: Float = core_oriented.to_corners(flat.oriented[row : row + 1])[0]
-            return corners
-        x1, y1, x2, y2 = flat.boxes[row]
-        return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
-
-    def void(self, index: int) -> Mask:
-        """[n], which objects of image `index` are no segment, since their pixels have no class: regions to ignore, and objects
-        without an outline."""
-        flat = self.annotations
-        rows = slice(int(flat.starts[index]), int(flat.starts[index + 1]))
-        void: Mask = flat.ignore[rows].copy()
-        if self.panoptic_files is None and flat.shapes is not None:
-            void |= ~flat.shapes.present[rows]
-        return void
-
-    def _numbers(self, index: int) -> NDArray[np.int32]:
-        """The map of the objects of image `index`; see `pelagia.data.label_maps`."""
-        flat = self.annotations
-        first, last = int(flat.starts[index]), int(flat.starts[index + 1])
-        width, height = (int(value) for value in self.sizes[index])
-        if self.panoptic_files is not None:
-            path = self.root / self.panoptic_files[index]
-            ids = read_ids(path)
-            if min(width, height) > 0 and ids.shape != (height, width):
-                text = f"the panoptic image has {ids.shape[1]} x {ids.shape[0]} pixels, its image {width} x {height}"
-                raise DataError(f"{text}; they must agree", where=path)
-            # Where stuff was left out, its pixels are of no object.
-            where = str(path) if self.task in ("semantic", "panoptic") else None
-            return label_maps.number_segments(ids, flat.ids[first:last], where)
-        if flat.shapes is None and last > first:
-            raise DataError("the labels hold no outlines to paint a map from", where=self.root)
-        if min(width, height) <= 0:
-            width, height = core_image.image_size(self.image_paths[index])
-        below = self.void(index) | flat.crowd[first:last]
-        return label_maps.paint(self._masks(index, first, last), below, width, height)
-
-    def _cut_truth(self, index: int, truth: Instances) -> Instances:
-        """`truth` with masks cut from the map of objects."""
-        numbers = self._numbers(index)
-        masks = label_maps.segment_crops(numbers, len(truth))
-        if self.panoptic_files is not None:
-            return truth.replace(masks=masks)
-        boxes = np.array([core_masks.bounds(crop) for crop in masks]).reshape(-1, 4)
-        truth = truth.replace(masks=masks, boxes=boxes, ignore=self.void(index), areas=None)
-        truth = truth.select(np.array([crop.area > 0 for crop in masks], dtype=np.bool_))
-        rest = core_masks.crop_from_bitmap(numbers == 0)
-        if self.background is None or not rest.area:
-            return truth
-        found = Instances(np.array([self.background]), core_masks.bounds(rest)[None], masks=(rest,))
-        if truth.keypoints is not None:
-            found = found.replace(keypoints=np.zeros((1, *truth.keypoints.shape[1:])))
-        return Instances.concatenate([truth, found])
 
 
 def _relative(path: Path, root: Path) -> str:

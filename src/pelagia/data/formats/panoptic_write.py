@@ -14,6 +14,7 @@ from pelagia.data.findings import Finding
 from pelagia.data.formats.coco_write import unique_ids
 from pelagia.data.formats.writing import Losses, WriteOptions, place_images, unique_stems
 from pelagia.data.label_maps import segment_bounds
+from pelagia.data.object_maps import void_objects
 from pelagia.data.panoptic_png import write_ids
 
 __all__ = ["category_entry", "segment_entries", "write"]
@@ -84,7 +85,7 @@ def segment_entries(found: PanopticMap, categories: tuple[Category, ...]) -> lis
 def _note_losses(dataset: Dataset, index: int, found: PanopticMap, losses: Losses) -> None:
     flat = dataset.annotations
     rows = slice(int(flat.starts[index]), int(flat.starts[index + 1]))
-    objects = int(np.count_nonzero(~dataset.void(index)))
+    objects = int(np.count_nonzero(~void_objects(dataset, index)))
     void = rows.stop - rows.start - objects
     losses.note("ignore", "regions to ignore and objects without an outline become void", void)
     written = len(found.segments) - int(dataset.background in {segment.label for segment in found.segments})
