@@ -196,7 +196,7 @@ def test_semantic_values_are_translated_as_those_of_the_truth(tmp_path: Path) ->
     assert found.labels.dtype == np.uint8
     save(tmp_path / "found" / "a.png", data.semantic(0).labels)
     maps, _ = read_semantic_predictions(tmp_path / "found", data)
-    with pytest.raises(EvaluationError, match=r"a\.png: the values 1 stand for no class; the truth's files hold 0, 255"):
+    with pytest.raises(EvaluationError, match=r"a\.png: the values 1 stand for no class; expected are 0, 255"):
         maps[0]
 
 
@@ -206,7 +206,7 @@ def test_semantic_maps_that_do_not_fit(tmp_path: Path) -> None:
         read_semantic_predictions(tmp_path / "found", data)
     save(tmp_path / "found" / "a.png", np.full(SHAPE, 7, dtype=np.uint16))
     maps, _ = read_semantic_predictions(tmp_path / "found", data)
-    with pytest.raises(EvaluationError, match="the values 7 stand for no class; the truth's files hold 0, 1, 2, 3, 255"):
+    with pytest.raises(EvaluationError, match="the values 7 stand for no class; expected are 0, 1, 2, 3, 255"):
         maps[0]
     save(tmp_path / "found" / "a.png", np.zeros((3, 4), dtype=np.uint8))
     with pytest.raises(EvaluationError, match=r"4 x 3 pixels, its image a\.png 40 x 30"):

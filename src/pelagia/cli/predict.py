@@ -9,11 +9,15 @@ from cyclopts import Parameter
 
 from pelagia.api import load
 from pelagia.cli.common import Json, print_json, say, table
+from pelagia.core.card import ModelCard
 from pelagia.core.image import find_images
+from pelagia.core.types import Instances
 from pelagia.errors import ImageError
-from pelagia.infer.predict import PredictOptions, objects_of, predict_files
+from pelagia.infer.predict import FileResult, PredictOptions, predict_files
 from pelagia.infer.progress import bar
-from pelagia.infer.results import ResultWriter, count_classes, draw_result, image_dict, picture_names, relative_names
+from pelagia.infer.result_pictures import draw_result, picture_names, relative_names
+from pelagia.infer.result_values import count_classes, count_pixels
+from pelagia.infer.results import ResultWriter, image_dict
 
 __all__ = ["predict"]
 
@@ -33,10 +37,11 @@ def predict(
     threads: int = 0,
     json: Json = False,
 ) -> int:
-    """Find and count objects in images and scans of any size.
+    """Find and count objects in images and scans of any size, or label every pixel.
 
-    Writes results.json, results.csv, counts.csv, coco.json and annotated pictures. A file that cannot be read is reported, the
-    rest goes on, and the exit code is 1.
+    Writes results.json, results.csv, counts.csv and annotated pictures; beside them coco.json for objects, and label images for
+    masks, class maps (semantic/) and panoptic maps (panoptic.json). `evaluate` takes the folder. A file that cannot be read is
+    reported, the rest goes on, and the exit code is 1.
 
     Args:
         model: A run folder, a checkpoint, an .onnx file, or another project's .pt.
@@ -50,7 +55,7 @@ def predict(
     predictor = load(model, device=device, threads=threads)
     names = relative_names(paths)
     pictures = picture_names(names)
-    totals = [0] * len(predictor.card.categories)
+    totals = _Totals(predictor.card)
     found: list[dict[str, Any]] = []
     with (
         bar("predicting", len(paths), show=False if json else None) as advance,
@@ -66,18 +71,64 @@ def predict(
             else:
                 if draw:
                     draw_result(result, out / "pictures" / picture, predictor.card)
-                objects = objects_of(result.found, predictor.card)
-                totals = [sum(pair) for pair in zip(totals, count_classes(objects, predictor.card), strict=True)]
-    counts = dict(zip(predictor.card.class_names, totals, strict=True))
+                totals.add(result)
     if json:
-        print_json({"out": str(out), "counts": counts, "failed": broken, "images": found})
+        told = {"out": str(out), "counts": totals.counts, **({"shares": totals.shares} if totals.shares else {})}
+        print_json({**told, "failed": broken, "images": found})
     else:
-        total, done = sum(totals), writer.images
-        print(table(["class", "count"], [*counts.items(), ("total", total)]))
-        print(f"\n{total} objects in {done} image{'' if done == 1 else 's'}. Results: {out}")
+        print("\n".join([*totals.lines(), "", f"{totals.sentence(writer.images)}. Results: {out}"]))
     for line in broken:
         say(f"pelagia: {line}")
     return 1 if broken else 0
+
+
+class _Totals:
+    """Objects and pixels of each class over all images."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self._card = card
+        self._counts = [0] * len(card.categories)
+        self._pixels = [0] * len(card.categories)
+        self._size = 0
+
+    def add(self, result: FileResult) -> None:
+        """Count one image."""
+        assert result.found is not None
+        self._counts = [sum(pair) for pair in zip(self._counts, count_classes(result.found, self._card), strict=True)]
+        if not isinstance(result.found, Instances):
+            self._pixels = [sum(pair) for pair in zip(self._pixels, count_pixels(result.found, self._card), strict=True)]
+            self._size += result.width * result.height
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Class -> number of objects, for the classes that are counted."""
+        task = self._card.task
+        items = zip(self._card.categories, self._counts, strict=True)
+        return {item.name: count for item, count in items if task != "semantic" and (item.is_thing or task != "panoptic")}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Class -> share of all pixels, for the classes of maps that are not counted."""
+        counted = self.counts
+        if self._card.task not in ("semantic", "panoptic"):
+            return {}
+        names = zip(self._card.class_names, self._pixels, strict=True)
+        return {name: round(pixels / max(self._size, 1), 6) for name, pixels in names if name not in counted}
+
+    def lines(self) -> list[str]:
+        """A table of counts, a table of shares, or both."""
+        parts = []
+        if self.counts:
+            parts.append(table(["class", "count"], [*self.counts.items(), ("total", sum(self.counts.values()))]))
+        if self.shares:
+            rows = [(name, f"{100 * share:.2f}") for name, share in self.shares.items()]
+            parts.append(table(["class", "% of pixels"], rows))
+        return ["\n\n".join(parts)]
+
+    def sentence(self, images: int) -> str:
+        """How much was found in so many images."""
+        many = f"{images} image{'' if images == 1 else 's'}"
+        return f"{sum(self.counts.values())} objects in {many}" if self.counts else f"{many} labelled"
 
 
 def _find(places: list[str]) -> tuple[list[Path], list[str]]:

@@ -30,6 +30,9 @@ __all__ = ["Columns", "ResultsFile", "kinds_of"]
 #: What stands between two objects of a list.
 _GAP = re.compile(rb"\}\s*,\s*\{")
 
+#: Where the objects of an image, or the annotations of all, begin in a results.json or coco.json.
+_LISTED = re.compile(r'"(?:objects|annotations)"\s*:\s*\[\s*\{')
+
 #: A part of a file that is worth a thread.
 _LEAST_BYTES = 1 << 20
 
@@ -58,20 +61,25 @@ class Columns:
 
 
 def kinds_of(path: Path) -> set[Kind]:
-    """What the first prediction of a results file can be compared by; empty for another kind of file."""
+    """What the first prediction of a file (a list of COCO results, or what `pelagia predict` writes) can be compared by.
+
+    Empty for another kind of file, or one without predictions.
+    """
     with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         with open(path, "rb") as stream:
             head = stream.read(1 << 22).decode("utf-8-sig", "ignore")
         start = head.index("{")
         if head[:start].strip() != "[":
-            return set()
+            start = _LISTED.search(head).end() - 1  # type: ignore[union-attr]
         first, _ = json.JSONDecoder().raw_decode(head, start)
         found: set[Kind] = set()
+        if first.get("oriented"):  # its outline is that of the oriented box
+            return {"boxes", "oriented"}
         if len(first.get("bbox") or ()) == 5:
             found.add("oriented")
-        elif first.get("bbox"):
+        elif first.get("bbox") or first.get("box"):
             found.add("boxes")
-        if first.get("segmentation"):
+        if first.get("segmentation") or first.get("mask"):
             found.add("masks")
         if first.get("keypoints"):
             found.add("keypoints")

@@ -20,6 +20,7 @@ from pelagia.core import tiff as core_tiff
 from pelagia.core.types import IGNORE_INDEX, SemanticMap
 from pelagia.data.dataset import Dataset
 from pelagia.data.formats.common import image_files
+from pelagia.data.formats.writing import read_categories
 from pelagia.data.label_pixels import LABEL_SUFFIXES, MAX_LABEL_PIXELS, read_label_pixels
 from pelagia.errors import EvaluationError, ImageError
 from pelagia.infer.match_images import MapList, check_folder, known_sizes, match_files, refuse_size
@@ -136,8 +137,10 @@ def read_semantic_predictions(folder: str | Path, dataset: Dataset) -> tuple[Seq
     """The predicted class of every pixel, one `SemanticMap` per image of `dataset`, to compare with its `semantic`.
 
     The files are found as by `read_label_predictions`. Their pixels have the values of the truth's files: where
-    `dataset.mask_values` translates those to labels, it translates these. 255 says "no class", as does an image without a file
-    in all its pixels. Beside the maps, the names of files for images that `dataset` does not have.
+    `dataset.mask_values` translates those to labels, it translates these. With a `categories.json` in the folder or beside it, as
+    `pelagia predict` and `pelagia convert` write it, a value is a position in that list, and classes are the same where their
+    names are; one that the truth does not have counts as no class. 255 says "no class", as does an image without a file in all
+    its pixels. Beside the maps, the names of files for images that `dataset` does not have.
 
     Raises:
         FormatError: no such folder.
@@ -150,10 +153,26 @@ def read_semantic_predictions(folder: str | Path, dataset: Dataset) -> tuple[Seq
         raise EvaluationError(text, where=dataset.root)
     files, unknown = _label_files(Path(folder), dataset)
     dataset = replace(dataset, sizes=known_sizes(dataset, range(len(dataset))))
-    return MapList(partial(_predicted_classes, dataset, files), len(dataset)), unknown
+    pairs = _stated_classes(Path(folder), dataset)
+    return MapList(partial(_predicted_classes, dataset, files, pairs), len(dataset)), unknown
 
 
-def _predicted_classes(dataset: Dataset, files: Mapping[int, Path], index: int) -> SemanticMap:
+def _stated_classes(folder: Path, dataset: Dataset) -> tuple[tuple[int, int], ...]:
+    """Pixel value of a prediction -> label of the truth."""
+    stated = read_categories(folder) or read_categories(folder.parent)
+    if stated is not None:
+        places = {name: label for label, name in enumerate(dataset.class_names)}
+        if not any(category.name in places for category in stated):
+            theirs, ours = (", ".join(item.name for item in some[:5]) for some in (stated, dataset.categories))
+            raise EvaluationError(f"no predicted class ({theirs}) has the name of a class of the truth ({ours})", where=folder)
+        pairs = [(value, places.get(category.name, IGNORE_INDEX)) for value, category in enumerate(stated)]
+        return (*pairs, *(() if len(pairs) > IGNORE_INDEX else ((IGNORE_INDEX, IGNORE_INDEX),)))
+    if dataset.mask_values is not None:
+        return dataset.mask_values
+    return tuple((value, value) for value in (*range(len(dataset.categories)), IGNORE_INDEX))
+
+
+def _predicted_classes(dataset: Dataset, files: Mapping[int, Path], pairs: Sequence[tuple[int, int]], index: int) -> SemanticMap:
     width, height = dataset.sizes[index].tolist()
     if index not in files:
         return SemanticMap(np.full((height, width), IGNORE_INDEX, dtype=np.uint8))
@@ -161,16 +180,13 @@ def _predicted_classes(dataset: Dataset, files: Mapping[int, Path], index: int) 
     _check_size(pixels, dataset, index, files[index])
     table = np.zeros(65536, dtype=np.uint16)
     known = np.zeros(65536, dtype=np.bool_)
-    pairs = dataset.mask_values
-    if pairs is None:
-        pairs = tuple((value, value) for value in (*range(len(dataset.categories)), IGNORE_INDEX))
     for value, label in pairs:
         table[value], known[value] = label, True
     strange = ~known[pixels]
     if strange.any():
         values = ", ".join(map(str, np.unique(pixels[strange])[:5]))
         expected = ", ".join(str(value) for value, _ in sorted(pairs)[:10])
-        text = f"the values {values} stand for no class; the truth's files hold {expected}{', ...' if len(pairs) > 10 else ''}"
+        text = f"the values {values} stand for no class; expected are {expected}{', ...' if len(pairs) > 10 else ''}"
         raise EvaluationError(text, where=files[index])
     labels = table[pixels]
     return SemanticMap(labels.astype(np.uint8) if labels.max(initial=0) <= 255 else labels)

@@ -13,7 +13,7 @@ from pelagia.errors import EvaluationError
 from pelagia.infer.map_predictions import read_label_predictions, read_semantic_predictions
 from pelagia.infer.match_images import MapList
 from pelagia.infer.panoptic_files import pair_panoptic, read_panoptic
-from pelagia.infer.sources import MapKind
+from pelagia.infer.sources import MapKind, maps_of
 from pelagia.metrics.bootstrap import Statistic
 from pelagia.metrics.label_images import LabelImageResult, evaluate_label_images
 from pelagia.metrics.panoptic import PanopticResult, PanopticTally
@@ -43,7 +43,7 @@ def evaluate_maps(
     """Score the maps at each of `sources` against the same truth.
 
     Args:
-        sources: folders of label images, or panoptic JSON files.
+        sources: folders of label images, panoptic JSON files, or what `pelagia predict` wrote.
         truth: the labels; for panoptic maps the JSON file.
         open_truth: opens them as a data set of that task, for the other kinds.
 
@@ -51,6 +51,7 @@ def evaluate_maps(
         EvaluationError: the truth holds nothing of this kind, or images do not fit together.
         FormatError: a file breaks its format.
     """
+    sources = [maps_of(source, kind) for source in sources]
     if kind == "panoptic":
         return [_panoptic(source, truth) for source in sources]
     dataset = open_truth("semantic" if kind == "semantic" else "instance")

@@ -28,7 +28,8 @@ class ImageStems:
     """Images found by their names without ending, which files of predictions are called by.
 
     A name means the image of the same name, else the only one whose name ends with it, else the one that its own end names: `b`,
-    `a/b` and `x/a/b` all mean `a/b.png`, where no other image ends so. Only whole folders are taken away.
+    `a/b` and `x/a/b` all mean `a/b.png`, where no other image ends so. Only whole folders are taken away. A whole name
+    with its ending (`a/b.png`) means its image, whatever others there are.
 
     Args:
         names: N image names with forward slashes.
@@ -37,6 +38,7 @@ class ImageStems:
 
     def __init__(self, names: Sequence[str], where: str | Path) -> None:
         self._where = where
+        self._names = {name: index for index, name in enumerate(names)}
         self._whole: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         for index, name in enumerate(names):
@@ -53,7 +55,7 @@ class ImageStems:
             EvaluationError: it means several.
         """
         rest = stem
-        index = self._whole.get(rest, self._ends.get(rest))
+        index = self._names.get(rest, self._whole.get(rest, self._ends.get(rest)))
         while index is None and "/" in rest:
             rest = rest.partition("/")[2]
             index = self._whole.get(rest)

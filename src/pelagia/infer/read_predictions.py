@@ -20,6 +20,7 @@ from pelagia.errors import FormatError
 from pelagia.infer.coco_results import Columns, ResultsFile, kinds_of
 from pelagia.infer.objects import KINDS, predicted_objects
 from pelagia.infer.result_rows import read_one_by_one, refuse_all, refuse_class, refuse_size
+from pelagia.infer.sources import RESULTS_FILE, results_file
 from pelagia.infer.text_predictions import read_dota_predictions, read_yolo_predictions
 from pelagia.metrics.objects import Kind, Objects
 
@@ -51,10 +52,10 @@ def read_predictions(
     """The predictions at `source` with the labels of `dataset`.
 
     Args:
-        source: a file or folder, or a results file that is being scanned already.
+        source: a file or folder, that of `pelagia predict` among them, or a results file that is being scanned already.
         angle: unit and direction of the angle in `bbox` of five numbers; by default radians, clockwise on the screen.
         kind: what to compare. None: oriented boxes for oriented data; else keypoints, masks or boxes, the first of them that both
-            a list of COCO results and the labels hold; for other forms the task of the labels.
+            the file and the labels hold; for folders of text files the task of the labels.
 
     Raises:
         FormatError: not one of the forms, or a value is missing or not a finite number.
@@ -62,6 +63,8 @@ def read_predictions(
             made for an image of another size.
     """
     path = source.path if isinstance(source, ResultsFile) else Path(source)
+    if path.is_dir() and results_file(path) is not None:
+        source = path = path / RESULTS_FILE
     if path.is_dir():
         return _from_folder(path, dataset, kind or KINDS.get(dataset.task, "boxes"))
     held = kinds_of(path)

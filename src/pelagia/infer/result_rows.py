@@ -81,7 +81,7 @@ def _row(item: dict[str, Any], label: int, kind: Kind, place: tuple[Dataset, int
         raise FormatError(f"this prediction misses or misstates a field ({error!r})", where=where) from error
     if points is not None and (len(points) == 0 or not np.isfinite(points).all()):
         raise FormatError("keypoints must be finite numbers x, y, score, for one point or more", where=where)
-    mask = _mask(item.get("segmentation"), *place, where) if kind == "masks" else None
+    mask = _mask(item.get("segmentation") or item.get("mask"), *place, where) if kind == "masks" else None
     if box is None and oriented is not None:
         box = core_oriented.bounds(np.array([oriented]))[0].tolist()
     if box is None and mask is not None:

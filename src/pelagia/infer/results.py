@@ -1,65 +1,71 @@
-"""What prediction leaves behind: JSON, CSV, COCO, counts, annotated pictures; and predictions read back to be scored.
+"""What prediction leaves behind: JSON, CSV, COCO, counts, label images and annotated pictures.
 
 A results folder holds
 
-    results.json   model, classes, and per image its objects or the reason why it could not be read
-    results.csv    one row per object, for R, pandas and spreadsheets
-    counts.csv     objects per image (row) and class (column)
-    coco.json      images, categories and annotations with `score`, for annotation tools
-    pictures/      the images with their objects drawn
+    results.json   model, classes, and per image what was found or the reason why it could not be read
+    results.csv    one row per object, segment or class of an image, for R, pandas and spreadsheets
+    counts.csv     objects per image (row) and class (column); for maps also pixels or shares
+    coco.json      objects: images, categories and annotations with `score`, for annotation tools
+    labels/        instance: images whose pixels are the numbers of objects in results.csv, 0 = background
+    semantic/      class maps: the value of a pixel is a position in categories.json beside the folder, 255 = no class
+    panoptic.json  panoptic: COCO's list of segments, and `panoptic/` with its PNG
+    pictures/      the images with what was found
 
-All coordinates are pixels of the original image, (0, 0) its outer top-left corner; angles are radians, clockwise on the screen.
+`pelagia evaluate` takes the folder or its results.json. All coordinates are pixels of the original image, (0, 0) its outer
+top-left corner; angles are radians, clockwise on the screen.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import math
-from collections import Counter
-from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import tifffile
+from numpy.typing import NDArray
 
+from pelagia.core import masks as core_masks
 from pelagia.core.card import ModelCard
-from pelagia.core.draw import draw_instances
-from pelagia.core.files import atomic_write
-from pelagia.core.frame import Frame
-from pelagia.core.image import read, warp, write
-from pelagia.core.oriented import to_corners
-from pelagia.core.types import Float, Instances
-from pelagia.errors import ImageError
-from pelagia.infer.predict import FileResult, objects_of
+from pelagia.core.files import atomic_path, atomic_write
+from pelagia.core.types import Instances, PanopticMap, Prediction, SemanticMap
+from pelagia.data.formats.writing import write_categories
+from pelagia.data.label_pixels import write_label_pixels
+from pelagia.data.panoptic_png import write_ids
+from pelagia.errors import ModelError
+from pelagia.infer.predict import FileResult
+from pelagia.infer.result_values import (
+    category_dicts,
+    class_dicts,
+    coco_dict,
+    count_classes,
+    count_pixels,
+    numbered,
+    object_dicts,
+    point_names,
+    segment_dicts,
+)
 
-__all__ = [
-    "PICTURE_PIXELS",
-    "ResultWriter",
-    "count_classes",
-    "draw_result",
-    "image_dict",
-    "object_dicts",
-    "picture_names",
-    "relative_names",
-]
-
-#: Annotated pictures of larger images are shrunk to this many pixels.
-PICTURE_PIXELS = 50_000_000
-
-#: And to this side, near the most that JPEG can hold.
-_PICTURE_SIDE = 60_000
+__all__ = ["ResultWriter", "count_classes", "image_dict"]
 
 _BOX = ("x1_px", "y1_px", "x2_px", "y2_px")
 _ORIENTED = ("cx_px", "cy_px", "w_px", "h_px", "angle_rad")
 
+#: Most objects of an image whose numbers a PNG holds; more are written as TIFF of 32 bits.
+_MOST_IN_PNG = 65535
+
+#: What a task's answers are.
+_KINDS: dict[str, type[Prediction]] = {"semantic": SemanticMap, "panoptic": PanopticMap}
+
 
 class ResultWriter:
-    """Writes a results folder while predictions come in; files appear whole when it is left.
+    """Writes a results folder while predictions come in; tables appear whole when it is left, label images at once.
 
-    Interrupted by the user, it still writes what is there and marks it `"complete": false`; any other exception leaves no file.
+    Interrupted by the user, it still writes what is there and marks it `"complete": false`; any other exception leaves no table.
     """
 
     def __init__(self, folder: str | Path, card: ModelCard, *, model: str = "") -> None:
@@ -68,23 +74,25 @@ class ResultWriter:
         self._stack = ExitStack()
         self._first = True
         self._images: list[dict[str, Any]] = []
-        self._annotations = 0
+        self._entries = 0
         self._model = model
+        self._maps: set[str] = set()
+        self._points = point_names(card.categories)
 
     def __enter__(self) -> Self:
-        names = self._card.class_names
-        self._json, self._coco, rows, counts = (
-            self._stack.enter_context(atomic_write(self.folder / name, "w"))
-            for name in ("results.json", "coco.json", "results.csv", "counts.csv")
-        )
+        card, open_ = self._card, lambda name: self._stack.enter_context(atomic_write(self.folder / name, "w"))
+        self._json, rows, counts = (open_(name) for name in ("results.json", "results.csv", "counts.csv"))
+        self._list = None if card.task == "semantic" else open_("panoptic.json" if card.task == "panoptic" else "coco.json")
         self._rows, self._counts = csv.writer(rows, lineterminator="\n"), csv.writer(counts, lineterminator="\n")
-        shape = (*_BOX, *_ORIENTED) if self._card.task == "oriented" else _BOX
-        self._rows.writerow(["file", "class_id", "class", "score", *shape])
-        self._counts.writerow(["file", *names, "total"])
-        categories = [{"id": item.id, "name": item.name, "supercategory": item.supercategory} for item in self._card.categories]
-        model = {"file": self._model, "name": self._card.name, "task": self._card.task, "licence": self._card.licence}
-        self._json.write(f'{{"model":{_dump(model)},"categories":{_dump(categories)},"images":[')
-        self._coco.write(f'{{"categories":{_dump(categories)},"annotations":[')
+        self._rows.writerow(self._columns())
+        self._counts.writerow(self._count_columns())
+        categories = _dump(category_dicts(card))
+        model = {"file": self._model, "name": card.name, "task": card.task, "licence": card.licence}
+        self._json.write(f'{{"model":{_dump(model)},"categories":{categories},"images":[')
+        if self._list is not None:
+            self._list.write(f'{{"categories":{categories},"annotations":[')
+        if card.task == "semantic":
+            write_categories(self.folder, card.categories, ())
         return self
 
     @property
@@ -93,22 +101,31 @@ class ResultWriter:
         return len(self._images)
 
     def add(self, result: FileResult, name: str) -> None:
-        """Write what came of one file under `name`."""
-        self._json.write(("\n" if self._first else ",\n") + _dump(image_dict(result, name, self._card)))
-        self._first = False
+        """Write what came of one file under `name`.
+
+        Raises:
+            ModelError: it is not what the model's task answers with.
+        """
         if result.found is None:
+            self._write_image(image_dict(result, name, self._card))
             return
-        image = {"id": len(self._images) + 1, "file_name": name, "width": result.width, "height": result.height}
-        self._images.append(image)
-        found = objects_of(result.found, self._card)
-        boxes = found.box_array
-        for row, item in enumerate(object_dicts(found, self._card)):
-            self._rows.writerow([name, item["class_id"], item["class"], item["score"], *item["box"], *item.get("oriented", ())])
-            self._annotations += 1
-            annotation = {"id": self._annotations, "image_id": image["id"], **_coco_dict(found, row, boxes[row], item)}
-            self._coco.write(("\n" if self._annotations == 1 else ",\n") + _dump(annotation))
-        counts = count_classes(found, self._card)
-        self._counts.writerow([name, *counts, sum(counts)])
+        found = result.found
+        if not isinstance(found, _KINDS.get(self._card.task, Instances)):
+            raise ModelError(f"the task {self._card.task!r} does not answer with {type(found).__name__}", where=self._card.name)
+        if isinstance(found, PanopticMap):
+            found, _ = numbered(found)
+            result = replace(result, found=found)
+        self._images.append({"id": len(self._images) + 1, "file_name": name, "width": result.width, "height": result.height})
+        item = image_dict(result, name, self._card)
+        if isinstance(found, Instances):
+            self._add_objects(found, item, name)
+        elif isinstance(found, SemanticMap):
+            item["map"] = self._write_semantic(found, name)
+            self._add_classes(item, name)
+        else:
+            item["map"] = self._write_panoptic(found, item, name)
+            self._add_segments(found, item, name)
+        self._write_image(item)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is not None and not issubclass(kind, KeyboardInterrupt):
@@ -116,99 +133,137 @@ class ResultWriter:
             return
         with self._stack:
             self._json.write(f'\n],"complete":{_dump(kind is None)}}}\n')
-            self._coco.write(f'\n],"images":{_dump(self._images)}}}\n')
+            if self._list is not None:
+                self._list.write(f'\n],"images":{_dump(self._images)}}}\n')
+
+    def _columns(self) -> list[str]:
+        match self._card.task:
+            case "semantic":
+                return ["file", "class_id", "class", "pixels", "share"]
+            case "panoptic":
+                return ["file", "segment", "class_id", "class", "thing", "score", "area_px", *_BOX]
+        more: list[str] = []
+        if self._card.task == "oriented":
+            more = [*_ORIENTED]
+        elif self._card.task == "instance":
+            more = ["area_px"]
+        elif self._card.task == "keypoints":
+            more = [f"{point}_{value}" for point in self._points for value in ("x_px", "y_px", "score")]
+        return ["file", "object", "class_id", "class", "score", *_BOX, *more]
+
+    def _count_columns(self) -> list[str]:
+        categories = self._card.categories
+        if self._card.task == "semantic":
+            names = self._card.class_names
+            return ["file", *(f"{name}_px" for name in names), "total_px", *(f"{name}_share" for name in names)]
+        things = [item.name for item in categories if item.is_thing or self._card.task != "panoptic"]
+        stuff = [f"{item.name}_share" for item in categories if not item.is_thing and self._card.task == "panoptic"]
+        return ["file", *things, "total", *stuff]
+
+    def _write_image(self, item: dict[str, Any]) -> None:
+        self._json.write(("\n" if self._first else ",\n") + _dump(item))
+        self._first = False
+
+    def _write_entry(self, entry: dict[str, Any]) -> None:
+        assert self._list is not None
+        self._entries += 1
+        self._list.write(("\n" if self._entries == 1 else ",\n") + _dump(entry))
+
+    def _add_objects(self, found: Instances, item: dict[str, Any], name: str) -> None:
+        for row, values in enumerate(item["objects"]):
+            more = [*values.get("oriented", ())]
+            if self._card.task == "instance":
+                more.append(values.get("area_px", ""))
+            more += [number for point in values.get("keypoints", ()) for number in point]
+            head = [name, row + 1, values["class_id"], values["class"], values["score"]]
+            self._rows.writerow([*head, *values["box"], *more])
+            self._write_entry({"id": self._entries + 1, "image_id": len(self._images), **coco_dict(found, row, values)})
+        if self._card.task == "instance":
+            item["map"] = self._write_labels(found, (item["height"], item["width"]), name)
+        counts = count_classes(found, self._card)
+        self._counts.writerow([name, *counts, sum(counts)])
+
+    def _add_classes(self, item: dict[str, Any], name: str) -> None:
+        classes = item["classes"]
+        self._rows.writerows([name, each["class_id"], each["class"], each["pixels"], each["share"]] for each in classes)
+        shares = [each["share"] for each in classes]
+        self._counts.writerow([name, *(each["pixels"] for each in classes), item["width"] * item["height"], *shares])
+
+    def _add_segments(self, found: PanopticMap, item: dict[str, Any], name: str) -> None:
+        for each in item["segments"]:
+            score = "" if each["score"] is None else each["score"]
+            head = [name, each["id"], each["class_id"], each["class"], int(each["thing"]), score]
+            self._rows.writerow([*head, each["area_px"], *each["box"]])
+        categories = self._card.categories
+        counts = [
+            count for count, category in zip(count_classes(found, self._card), categories, strict=True) if category.is_thing
+        ]
+        shares = class_dicts(count_pixels(found, self._card), found.ids.size, self._card)
+        stuff = [share["share"] for share, category in zip(shares, categories, strict=True) if not category.is_thing]
+        self._counts.writerow([name, *counts, sum(counts), *stuff])
+
+    # Label images
+
+    def _write_labels(self, found: Instances, shape: tuple[int, int], name: str) -> str:
+        kind: Any = np.uint16 if len(found) <= _MOST_IN_PNG else np.uint32
+        pixels: NDArray[Any] = np.zeros(shape, dtype=kind)
+        masks = found.masks or ()
+        for index in range(len(masks) - 1, -1, -1):  # a pixel in several belongs to the strongest, which comes first
+            mask = core_masks.clip(masks[index], shape[1], shape[0])
+            rows, columns = mask.bitmap.shape
+            pixels[mask.y : mask.y + rows, mask.x : mask.x + columns][mask.bitmap] = index + 1
+        file = self._map_name("labels", name, ".png" if kind is np.uint16 else ".tif")
+        if kind is np.uint16:
+            write_label_pixels(self.folder / file, pixels)
+        else:
+            with atomic_path(self.folder / file) as temporary:
+                tifffile.imwrite(temporary, pixels, photometric="minisblack", compression="zlib", metadata=None)
+        return file
+
+    def _write_semantic(self, found: SemanticMap, name: str) -> str:
+        file = self._map_name("semantic", name, ".png")
+        write_label_pixels(self.folder / file, found.labels)
+        return file
+
+    def _write_panoptic(self, found: PanopticMap, item: dict[str, Any], name: str) -> str:
+        file = self._map_name("panoptic", name, ".png")
+        write_ids(self.folder / file, found.ids)
+        segments = []
+        for each, segment in zip(item["segments"], found.segments, strict=True):
+            x1, y1, x2, y2 = each["box"]
+            info = {
+                "id": each["id"],
+                "category_id": each["class_id"],
+                "area": each["area_px"],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+            }
+            info["iscrowd"] = int(segment.crowd)
+            segments.append(info if each["score"] is None else {**info, "score": each["score"]})
+        image = PurePosixPath(file).relative_to("panoptic").as_posix()
+        self._write_entry({"image_id": len(self._images), "file_name": image, "segments_info": segments})
+        return file
+
+    def _map_name(self, folder: str, name: str, suffix: str) -> str:
+        """The image's own name with that ending; the old ending stays where another image has taken the name."""
+        file = PurePosixPath(folder, PurePosixPath(name).with_suffix(suffix)).as_posix()
+        if file in self._maps:
+            file = f"{folder}/{name}{suffix}"
+        self._maps.add(file)
+        return file
 
 
 def image_dict(result: FileResult, name: str, card: ModelCard) -> dict[str, Any]:
     """One image of results.json."""
     if result.found is None:
         return {"file": name, "error": result.error}
-    objects = object_dicts(objects_of(result.found, card), card)
-    return {"file": name, "width": result.width, "height": result.height, "count": len(objects), "objects": objects}
-
-
-def object_dicts(found: Instances, card: ModelCard) -> list[dict[str, Any]]:
-    """Each object as JSON values: class, the source's class id, score, box, and for oriented boxes their five numbers.
-
-    Pixels are rounded to a thousandth, scores to a millionth, angles to a hundred-millionth.
-    """
-    scores = np.ones(len(found)) if found.scores is None else found.scores
-    boxes = np.round(found.box_array, 3).tolist()
-    items: list[dict[str, Any]] = [
-        {"class": card.categories[label].name, "class_id": card.categories[label].id, "score": round(float(score), 6), "box": box}
-        for label, score, box in zip(found.labels.tolist(), scores, boxes, strict=True)
-    ]
-    if found.oriented is not None:
-        oriented = np.concatenate([np.round(found.oriented[:, :4], 3), np.round(found.oriented[:, 4:], 8)], axis=1)
-        for item, values in zip(items, oriented.tolist(), strict=True):
-            item["oriented"] = values
-    return items
-
-
-def count_classes(found: Instances, card: ModelCard) -> list[int]:
-    """How many objects of each class, in label order."""
-    counts: list[int] = np.bincount(found.labels, minlength=len(card.categories)).tolist()
-    return counts
-
-
-def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path:
-    """Write the image of `result` with its objects as `target` (JPEG), shrunk if it has more than `PICTURE_PIXELS`.
-
-    Raises:
-        ImageError: the file has no result, or can no longer be read.
-    """
-    if result.found is None:
-        raise ImageError(result.error or "there is nothing to draw", where=result.path)
-    image, found = read(result.path), objects_of(result.found, card)
-    pixels = result.width * result.height
-    scale = min(math.sqrt(PICTURE_PIXELS / pixels), _PICTURE_SIDE / max(result.width, result.height))
-    if scale < 1:
-        matrix = np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]])
-        width, height = max(round(result.width * scale), 1), max(round(result.height * scale), 1)
-        image = warp(image, matrix, (width, height))
-        frame = Frame(matrix, width, height)
-        found = found.replace(
-            boxes=None if found.boxes is None else frame.boxes(found.boxes),
-            oriented=None if found.oriented is None else frame.oriented(found.oriented),
-        )
-    write(target, draw_instances(image, found, card.class_names))
-    return Path(target)
-
-
-def relative_names(paths: Sequence[Path]) -> list[str]:
-    """Names of files relative to their deepest common folder, with forward slashes."""
-    folders = [path.absolute().parent for path in paths]
-    if not folders:
-        return []
-    common = folders[0]
-    while not all(folder.is_relative_to(common) for folder in folders):
-        common = common.parent
-    return [path.absolute().relative_to(common).as_posix() for path in paths]
-
-
-def picture_names(names: Sequence[str]) -> list[str]:
-    """Names of annotated pictures: the images' own with the ending .jpg; the old ending stays where two would be one."""
-    short = [PurePosixPath(name).with_suffix(".jpg").as_posix() for name in names]
-    seen = Counter(short)
-    return [stem if seen[stem] == 1 else f"{name}.jpg" for name, stem in zip(names, short, strict=True)]
-
-
-def _coco_dict(found: Instances, row: int, box: Float, item: dict[str, Any]) -> dict[str, Any]:
-    x1, y1, x2, y2 = item["box"]
-    values: dict[str, Any] = {
-        "category_id": item["class_id"],
-        "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
-        "area": round(float((box[2] - box[0]) * (box[3] - box[1])), 3),
-        "score": item["score"],
-        "iscrowd": 0,
-    }
-    if found.oriented is not None:
-        # Annotation tools read polygons; the five numbers stand beside them for who wants them exactly.
-        corners = to_corners(found.oriented[row : row + 1]).reshape(-1)
-        values["segmentation"] = [np.round(corners, 3).tolist()]
-        values["area"] = round(float(found.oriented[row, 2] * found.oriented[row, 3]), 3)
-        values["oriented"] = item["oriented"]
-    return values
+    found, head = result.found, {"file": name, "width": result.width, "height": result.height}
+    if isinstance(found, Instances):
+        objects = object_dicts(found, card, (result.width, result.height))
+        return {**head, "count": len(objects), "objects": objects}
+    if isinstance(found, SemanticMap):
+        return {**head, "classes": class_dicts(count_pixels(found, card), found.labels.size, card)}
+    segments = segment_dicts(*numbered(found), card)
+    return {**head, "count": sum(item["thing"] for item in segments), "segments": segments}
 
 
 def _dump(value: Any) -> str:

@@ -1,0 +1,89 @@
+"""Annotated pictures of results, and names for the files of results."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pelagia.core.card import ModelCard
+from pelagia.core.draw import draw_prediction
+from pelagia.core.frame import Frame
+from pelagia.core.image import read, warp, write
+from pelagia.core.types import Int, PanopticMap, Prediction, SemanticMap
+from pelagia.data.geometry import warp_mask
+from pelagia.errors import ImageError
+from pelagia.infer.predict import FileResult
+
+__all__ = ["PICTURE_PIXELS", "draw_result", "picture_names", "relative_names"]
+
+#: Annotated pictures of larger images are shrunk to this many pixels.
+PICTURE_PIXELS = 50_000_000
+
+#: And to this side, with room for a legend near the most that JPEG can hold.
+_PICTURE_SIDE = 45_000
+
+
+def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path:
+    """Write the image of `result` with what was found as `target` (JPEG), shrunk if it has more than `PICTURE_PIXELS`.
+
+    Raises:
+        ImageError: the file has no result, or can no longer be read.
+    """
+    if result.found is None:
+        raise ImageError(result.error or "there is nothing to draw", where=result.path)
+    image, found = read(result.path), result.found
+    pixels = result.width * result.height
+    scale = min(math.sqrt(PICTURE_PIXELS / pixels), _PICTURE_SIDE / max(result.width, result.height))
+    if scale < 1:
+        size = max(round(result.width * scale), 1), max(round(result.height * scale), 1)
+        image = warp(image, np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]]), size)
+        found = _shrunk(found, scale, size)
+    write(target, draw_prediction(image, found, card.categories))
+    return Path(target)
+
+
+def _shrunk(found: Prediction, scale: float, size: tuple[int, int]) -> Prediction:
+    """What was found, in a picture `scale` times as large, of `size` (width, height): maps by the nearest pixel."""
+    if isinstance(found, SemanticMap):
+        return SemanticMap(found.labels[np.ix_(*_nearest(found.labels.shape, scale, size))])
+    if isinstance(found, PanopticMap):
+        return PanopticMap(found.ids[np.ix_(*_nearest(found.ids.shape, scale, size))], found.segments)
+    frame = Frame(np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]]), *size)
+    return found.replace(
+        boxes=None if found.boxes is None else frame.boxes(found.boxes),
+        oriented=None if found.oriented is None else frame.oriented(found.oriented),
+        masks=None if found.masks is None else tuple(warp_mask(mask, frame.matrix, (0, 0, *size)) for mask in found.masks),
+        keypoints=None
+        if found.keypoints is None
+        else np.concatenate([frame.points(found.keypoints[..., :2]), found.keypoints[..., 2:]], axis=2),
+    )
+
+
+def _nearest(shape: tuple[int, ...], scale: float, size: tuple[int, int]) -> tuple[Int, Int]:
+    """Rows and columns of a map that the rows and columns of its shrunk picture show."""
+    return tuple(  # type: ignore[return-value]
+        np.minimum(((np.arange(count) + 0.5) / scale).astype(np.int64), length - 1)
+        for count, length in zip(size[::-1], shape, strict=True)
+    )
+
+
+def relative_names(paths: Sequence[Path]) -> list[str]:
+    """Names of files relative to their deepest common folder, with forward slashes."""
+    folders = [path.absolute().parent for path in paths]
+    if not folders:
+        return []
+    common = folders[0]
+    while not all(folder.is_relative_to(common) for folder in folders):
+        common = common.parent
+    return [path.absolute().relative_to(common).as_posix() for path in paths]
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """Names of annotated pictures: the images' own with the ending .jpg; the old ending stays where two would be one."""
+    short = [PurePosixPath(name).with_suffix(".jpg").as_posix() for name in names]
+    seen = Counter(short)
+    return [stem if seen[stem] == 1 else f"{name}.jpg" for name, stem in zip(names, short, strict=True)]
