@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import tifffile
@@ -80,9 +80,9 @@ class ResultWriter:
         self._points = point_names(card.categories)
 
     def __enter__(self) -> Self:
-        card, open_ = self._card, lambda name: self._stack.enter_context(atomic_write(self.folder / name, "w"))
-        self._json, rows, counts = (open_(name) for name in ("results.json", "results.csv", "counts.csv"))
-        self._list = None if card.task == "semantic" else open_("panoptic.json" if card.task == "panoptic" else "coco.json")
+        card = self._card
+        self._json, rows, counts = (self._open(name) for name in ("results.json", "results.csv", "counts.csv"))
+        self._list = None if card.task == "semantic" else self._open("panoptic.json" if card.task == "panoptic" else "coco.json")
         self._rows, self._counts = csv.writer(rows, lineterminator="\n"), csv.writer(counts, lineterminator="\n")
         self._rows.writerow(self._columns())
         self._counts.writerow(self._count_columns())
@@ -94,6 +94,9 @@ class ResultWriter:
         if card.task == "semantic":
             write_categories(self.folder, card.categories, ())
         return self
+
+    def _open(self, name: str) -> IO[Any]:
+        return self._stack.enter_context(atomic_write(self.folder / name, "w"))
 
     @property
     def images(self) -> int:

@@ -68,7 +68,7 @@ def map_kind(source: str | Path, compare: str) -> MapKind | None:
     file = results_file(path)
     if file is not None:
         task = results_task(file)
-        return task if task in ("semantic", "panoptic") else None  # type: ignore[return-value]
+        return task if task in ("semantic", "panoptic") else None
     if path.suffix.lower() == ".json" and path.is_file():
         with suppress(OSError, ValueError), open(path, "rb") as stream:  # an empty file cannot be mapped
             if stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
