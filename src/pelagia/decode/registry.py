@@ -13,6 +13,7 @@ from pelagia.core.types import Prediction
 from pelagia.decode.grids import decode_grids
 from pelagia.decode.options import DecodeOptions
 from pelagia.decode.queries import decode_queries
+from pelagia.decode.query_masks import decode_masks
 from pelagia.errors import ModelError
 
 __all__ = ["DECODERS", "decode"]
@@ -20,7 +21,7 @@ __all__ = ["DECODERS", "decode"]
 _Decoder: TypeAlias = Callable[[Mapping[str, NDArray[Any]], Sequence[Frame], ModelCard, DecodeOptions], Sequence[Prediction]]
 
 #: `ModelCard.decoder` -> the function of that wing.
-DECODERS: dict[str, _Decoder] = {"grids": decode_grids, "queries": decode_queries}
+DECODERS: dict[str, _Decoder] = {"grids": decode_grids, "masks": decode_masks, "queries": decode_queries}
 
 
 def decode(

@@ -31,7 +31,7 @@ class _Family(Protocol):
 
 #: Asked in turn; the first that recognises a file loads it.
 _FAMILIES: tuple[_Family, ...] = (ultralytics, huggingface)
-_KNOWN = "YOLO11 of Ultralytics, DETR of Hugging Face transformers"
+_KNOWN = "YOLO11 of Ultralytics, DETR and Mask2Former of Hugging Face transformers"
 
 
 def load_any(path: str | Path) -> Model:

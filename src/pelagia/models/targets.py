@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["MaskCrops", "Targets"]
+__all__ = ["MaskCrops", "Targets", "neighbours"]
 
 #: Masks that `MaskCrops.shares` holds at full size at a time.
 _AT_ONCE = 64
@@ -95,6 +96,20 @@ class MaskCrops:
         ends = torch.unique_consecutive(portion, return_counts=True)[1].cumsum(0).tolist()
         return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
 
+    def at(self, points: Tensor, rows: Tensor) -> Tensor:
+        """[K, P] in [0, 1], the masks `rows` [K] at points [K or 1, P, 2]: see `neighbours`; no bitmap is made."""
+        x1, y1, x2, y2 = (side[:, None] for side in self.windows[rows].unbind(1))  # [K, 1]
+        sizes = (self.windows[:, 2:] - self.windows[:, :2]).prod(1)
+        starts = (sizes.cumsum(0) - sizes)[rows, None]
+        total = points.new_zeros(len(rows), points.shape[1])
+        if not len(self.bits):
+            return total
+        for x, y, weight, within in neighbours(points, self.height, self.width):
+            inside = within & (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
+            place = torch.where(inside, starts + (y - y1) * (x2 - x1) + x - x1, 0)
+            total += weight * (inside & self.bits[place])
+        return total
+
     def _pixels(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Position in `rows`, row, column and value of every pixel of the windows of `rows`."""
         x1, y1, x2, y2 = self.windows.unbind(1)
@@ -106,6 +121,22 @@ class MaskCrops:
         across = (x2 - x1)[rows][owner]
         down = torch.div(within, across, rounding_mode="floor")
         return owner, y1[rows][owner] + down, x1[rows][owner] + within - down * across, self.bits[starts[owner] + within]
+
+
+def neighbours(points: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The four pixels around points [..., 2], for linear interpolation between pixel centres.
+
+    Points are x, y in [0, 1] over an image of `height` x `width`. Yields column and row [...] int64 (moved inside the image), the
+    weight [...], and whether the pixel was inside; what lies outside is 0.
+    """
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    left, top = x.floor(), y.floor()
+    for right in (0, 1):
+        for down in (0, 1):
+            column, row = (left + right).long(), (top + down).long()
+            weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            yield column.clamp(0, width - 1), row.clamp(0, height - 1), weight, inside
 
 
 @dataclass

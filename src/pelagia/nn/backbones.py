@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ class TimmBackbone(nn.Module):
         self.channels: tuple[int, ...] = tuple(int(count) for count in self.network.feature_info.channels())  # type: ignore[operator, union-attr]
         if len(self.channels) != len(self.strides):
             raise OptionError(f"timm:{name} gives {len(self.channels)} feature maps instead of {len(self.strides)}")
+        self.channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
 
     def load_pretrained(self) -> str:
         """Fetch the pretrained weights through timm (network or its cache); returns the licence that timm states."""
@@ -56,7 +58,8 @@ class TimmBackbone(nn.Module):
         return str(config.get("license") or "unknown")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.network(images))
+        maps = self.network(images)
+        return tuple(found.permute(0, 3, 1, 2).contiguous() for found in maps) if self.channels_last else tuple(maps)
 
 
 def _build(
@@ -69,7 +72,10 @@ def _build(
             known = [int(value) for value in info.reduction()]
             wanted = tuple(known) if strides is None else strides
             indices = [known.index(stride) for stride in wanted]
-            dilated = {} if output_stride == 32 else {"output_stride": output_stride}
+            dilated: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+            config = timm.get_pretrained_cfg(name)
+            if config is not None and config.fixed_input_size:  # windows and position codes made for one size of image
+                dilated["dynamic_img_size"] = True
             network: nn.Module = timm.create_model(
                 name, features_only=True, pretrained=pretrained, out_indices=indices, **dilated
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pelagia.core.types import Task
 from pelagia.models.registry import Entry, register
 
 __all__: list[str] = []
@@ -15,6 +16,17 @@ _DETR: dict[str, tuple[dict[str, Any], int, float]] = {
     "detr_r101": ({"backbone": "timm:resnet101"}, 60_461_845, 215.0),
     "detr_r101_dc5": ({"backbone": "timm:resnet101", "dilated": True}, 60_461_845, 340.7),
 }
+
+# size -> backbone and queries of the published models; parameters; GFLOPs at 640 pixels without deformable sampling
+_MASK2FORMER: dict[str, tuple[dict[str, Any], int, float]] = {
+    "r50": ({"backbone": "timm:resnet50"}, 44_023_377, 205.5),
+    "swin-t": ({"backbone": "timm:swin_tiny_patch4_window7_224"}, 47_421_643, 210.3),
+    "swin-s": ({"backbone": "timm:swin_small_patch4_window7_224"}, 68_739_547, 282.1),
+    "swin-b": ({"backbone": "timm:swin_base_patch4_window12_384"}, 106_904_201, 432.6),
+    "swin-l": ({"backbone": "timm:swin_large_patch4_window12_384", "queries": 200}, 215_521_989, 809.9),
+}
+_MASK2FORMER_TASKS: tuple[Task, ...] = ("panoptic", "instance", "semantic")
+_MASK2FORMER_TINY = {"width": 32, "heads": 2, "pixel_layers": 1, "pixel_hidden": 32, "hidden": 32, "layers": 3, "queries": 12}
 
 register(
     *(
@@ -44,5 +56,29 @@ register(
             weights_licence="Apache-2.0",
         )
         for name, (defaults, parameters, gflops) in _DETR.items()
-    )
+    ),
+    *(
+        Entry(
+            name=f"mask2former-{size}",
+            builder="pelagia.models.queries.mask2former:Mask2Former",
+            options="pelagia.models.queries.mask2former:Options",
+            tasks=_MASK2FORMER_TASKS,
+            title="Masked-attention Mask Transformer for Universal Image Segmentation",
+            authors="Cheng et al.",
+            year=2022,
+            url="https://arxiv.org/abs/2112.01527",
+            defaults=defaults,
+            tiny={
+                **_MASK2FORMER_TINY,
+                "points": 256,
+                "drop_path": 0.0,
+                **({"backbone": "timm:test_resnet"} if size == "r50" else {"swin_width": 32, "swin_depths": (2, 1, 1, 1)}),
+            },
+            parameters=dict.fromkeys(_MASK2FORMER_TASKS, parameters),
+            gflops=dict.fromkeys(_MASK2FORMER_TASKS, gflops),
+            input_size=dict.fromkeys(_MASK2FORMER_TASKS, 640),
+            weights_licence="" if size == "r50" else "other",
+        )
+        for size, (defaults, parameters, gflops) in _MASK2FORMER.items()
+    ),
 )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pelagia.models.model import Model
-from pelagia.models.queries import detr_weights
+from pelagia.models.queries import detr_weights, mask2former_weights
 
 __all__ = ["load", "recognises"]
 
@@ -25,7 +25,7 @@ class _Reader(Protocol):
     def load(self, tensors: Mapping[str, Tensor], path: Path) -> Model: ...
 
 
-_READERS: tuple[_Reader, ...] = (detr_weights,)
+_READERS: tuple[_Reader, ...] = (detr_weights, mask2former_weights)
 
 
 def recognises(content: Any) -> bool:
