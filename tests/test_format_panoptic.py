@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from datasets import codes, draw, real, survey, write_json
+from pelagia.cli import main as cli_main
 from pelagia.core.types import Category
 from pelagia.data.convert import convert
 from pelagia.data.dataset import Dataset
@@ -240,3 +241,22 @@ def test_ids_are_written_as_coco_states(tmp_path: Path) -> None:
     ids = np.array([[0, 1, 255, 256], [65535, 65536, 70_001, (1 << 24) - 1]], dtype=np.int32)
     write_ids(tmp_path / "a.png", ids)
     np.testing.assert_array_equal(read_ids(tmp_path / "a.png"), ids)
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli_main.main([str(word) for word in words])
+    return int(ended.value.code or 0)
+
+
+def test_the_command_line_converts_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = data(tmp_path / "src")
+    assert run("convert", path, tmp_path / "maps", "--to", "labels", "--write-task", "semantic") == 0
+    assert "[objects]" in capsys.readouterr().out
+    assert run("convert", path, tmp_path / "coco", "--to", "coco") == 0
+    assert "[stuff.left_out]" in capsys.readouterr().out
+    assert run("convert", tmp_path / "coco", tmp_path / "back", "--to", "panoptic", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["format"], report["task"], report["images"], report["objects"]) == ("panoptic", "panoptic", 2, 4)
+    assert run("doctor", tmp_path / "back") == 0
+    assert "task: panoptic" in capsys.readouterr().out

@@ -41,13 +41,18 @@ def number_segments(ids: NDArray[np.int32], segments: Int, where: str | None) ->
     """
     order = np.argsort(segments, kind="stable")
     table = np.concatenate([[0], segments[order]])
-    place = np.minimum(np.searchsorted(table, ids), len(table) - 1)
-    strange = table[place] != ids
+    # Runs of equal pixels are looked up at once: there are far fewer of them than pixels.
+    flat = ids.reshape(-1)
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]])) if len(flat) else np.zeros(0, dtype=np.int64)
+    values = flat[starts]
+    place = np.minimum(np.searchsorted(table, values), len(table) - 1)
+    strange = table[place] != values
     if strange.any() and where is not None:
-        found = np.unique(ids[strange])[:5].tolist()
+        found = np.unique(values[strange])[:5].tolist()
         text = f"the pixels hold segment ids that are not listed: {found}; list them, or run `pelagia doctor` on the data"
         raise DataError(text, where=where)
-    return np.where(strange, 0, np.concatenate([[0], order + 1])[place]).astype(np.int32)
+    numbers = np.where(strange, 0, np.concatenate([[0], order + 1])[place]).astype(np.int32)
+    return np.repeat(numbers, np.diff(starts, append=len(flat))).reshape(ids.shape)
 
 
 def segment_crops(numbers: NDArray[np.int32], count: int) -> tuple[MaskCrop, ...]:

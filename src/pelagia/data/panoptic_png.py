@@ -31,10 +31,9 @@ def read_ids(path: Path) -> NDArray[np.int32]:
         head = stream.read(26)
     if not head.startswith(b"\x89PNG") or head[24:] != _RGB_8:
         raise FormatError("a panoptic map must be a PNG of RGB with 8 bits; save it without palette and alpha", where=path)
-    ids = pixels[..., 0].astype(np.int32)
-    for channel in (1, 2):
-        ids |= pixels[..., channel].astype(np.int32) << (8 * channel)
-    return ids
+    padded = np.zeros((*pixels.shape[:2], 4), dtype=np.uint8)
+    padded[..., :3] = pixels  # least byte first
+    return padded.view("<i4")[..., 0].astype(np.int32, copy=False)
 
 
 def write_ids(path: Path, ids: NDArray[np.int32]) -> None:
