@@ -21,6 +21,7 @@ class DecodeOptions:
         mask: a pixel belongs to a mask from this probability on.
         multi_label: let one position answer with several classes (exact metrics want it); otherwise its best class.
         agnostic: suppress across classes.
+        scores: also keep the probabilities of all classes of a `SemanticMap`.
     """
 
     score: float = 0.25
@@ -30,6 +31,7 @@ class DecodeOptions:
     mask: float = 0.5
     multi_label: bool = False
     agnostic: bool = False
+    scores: bool = False
 
     def __post_init__(self) -> None:
         for name in ("score", "nms_iou", "mask"):

@@ -12,6 +12,7 @@ from pelagia.core.frame import Frame
 from pelagia.core.types import Prediction
 from pelagia.decode.grids import decode_grids
 from pelagia.decode.options import DecodeOptions
+from pelagia.decode.pixels import decode_pixels
 from pelagia.decode.queries import decode_queries
 from pelagia.decode.query_masks import decode_masks
 from pelagia.errors import ModelError
@@ -21,7 +22,7 @@ __all__ = ["DECODERS", "decode"]
 _Decoder: TypeAlias = Callable[[Mapping[str, NDArray[Any]], Sequence[Frame], ModelCard, DecodeOptions], Sequence[Prediction]]
 
 #: `ModelCard.decoder` -> the function of that wing.
-DECODERS: dict[str, _Decoder] = {"grids": decode_grids, "masks": decode_masks, "queries": decode_queries}
+DECODERS: dict[str, _Decoder] = {"grids": decode_grids, "masks": decode_masks, "pixels": decode_pixels, "queries": decode_queries}
 
 
 def decode(

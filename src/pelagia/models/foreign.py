@@ -16,6 +16,7 @@ from pelagia.errors import CheckpointError
 from pelagia.models import checkpoint
 from pelagia.models.grids import ultralytics
 from pelagia.models.model import Model
+from pelagia.models.pixels import torchvision as dense_torchvision
 from pelagia.models.queries import huggingface
 from pelagia.models.torchfile import read_torch_file
 
@@ -30,8 +31,8 @@ class _Family(Protocol):
 
 
 #: Asked in turn; the first that recognises a file loads it.
-_FAMILIES: tuple[_Family, ...] = (ultralytics, huggingface)
-_KNOWN = "YOLO11 of Ultralytics, DETR and Mask2Former of Hugging Face transformers"
+_FAMILIES: tuple[_Family, ...] = (ultralytics, huggingface, dense_torchvision)
+_KNOWN = "YOLO11 of Ultralytics, DETR and Mask2Former of Hugging Face transformers, FCN and DeepLabV3 of torchvision"
 
 
 def load_any(path: str | Path) -> Model:

@@ -110,6 +110,22 @@ class MaskCrops:
             total += weight * (inside & self.bits[place])
         return total
 
+    def paint(self, batch: Tensor, images: int) -> Tensor:
+        """[images, H, W] int64, 1 + the row of the mask that covers each pixel, 0 where none does; `batch` [M] tells its image.
+
+        Of several masks the smallest covers, of equal ones the last.
+        """
+        rows = torch.arange(len(self), device=self.bits.device)
+        order = torch.argsort(self.areas, descending=True, stable=True)
+        rank = torch.zeros_like(rows)
+        rank[order] = rows + 1
+        owner, y, x, set_ = self._pixels(rows)
+        place = ((batch[owner] * self.height + y) * self.width + x)[set_]
+        top = torch.zeros(images * self.height * self.width, dtype=torch.int64, device=self.bits.device)
+        top.scatter_reduce_(0, place, rank[owner[set_]], "amax")
+        found = torch.cat((order.new_zeros(1), order + 1))[top]
+        return found.view(images, self.height, self.width)
+
     def _pixels(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Position in `rows`, row, column and value of every pixel of the windows of `rows`."""
         x1, y1, x2, y2 = self.windows.unbind(1)

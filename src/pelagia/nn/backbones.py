@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pelagia.errors import OptionError
 
-__all__ = ["TimmBackbone"]
+__all__ = ["TimmBackbone", "open_residuals"]
 
 
 class TimmBackbone(nn.Module):
@@ -87,3 +87,13 @@ def _build(
             "such as timm:resnet50 or timm:convnext_tiny"
         ) from error
     return network, wanted
+
+
+def open_residuals(module: nn.Module) -> None:
+    """Start every batch norm at a scale of 1, those too that timm starts at 0, the last of each residual block.
+
+    A block then does something from the first step on: from scratch, runs of a few hundred steps come farther so.
+    """
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.ones_(norm.weight)

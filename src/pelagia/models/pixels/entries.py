@@ -2,8 +2,63 @@
 
 from __future__ import annotations
 
-from pelagia.models.registry import register
+from pelagia.models.registry import Entry, register
 
 __all__: list[str] = []
 
-register()
+register(
+    Entry(
+        name="unet",
+        builder="pelagia.models.pixels.unet:UNet",
+        options="pelagia.models.pixels.unet:Options",
+        tasks=("semantic", "instance"),
+        title="U-Net: Convolutional Networks for Biomedical Image Segmentation",
+        authors="Ronneberger, Fischer and Brox",
+        year=2015,
+        url="https://arxiv.org/abs/1505.04597",
+        tiny={"depth": 2, "width": 8, "dropout": 0.0},
+        tiny_input=(76, 108),
+        parameters={"semantic": 31_031_810, "instance": 31_031_810},
+        gflops={},
+        input_size={"semantic": 572, "instance": 572},
+    ),
+    Entry(
+        name="unet-timm",
+        builder="pelagia.models.pixels.unet_timm:TimmUNet",
+        options="pelagia.models.pixels.unet_timm:Options",
+        tasks=("semantic", "instance"),
+        title="U-Net: Convolutional Networks for Biomedical Image Segmentation (over an encoder of timm)",
+        authors="Ronneberger, Fischer and Brox",
+        year=2015,
+        url="https://arxiv.org/abs/1505.04597",
+        tiny={"backbone": "timm:test_efficientnet", "width": 0.25},
+    ),
+    Entry(
+        name="fcn",
+        builder="pelagia.models.pixels.fcn:FCN",
+        options="pelagia.models.pixels.fcn:Options",
+        tasks=("semantic",),
+        title="Fully Convolutional Networks for Semantic Segmentation",
+        authors="Long, Shelhamer and Darrell",
+        year=2015,
+        url="https://arxiv.org/abs/1411.4038",
+        tiny={"backbone": "timm:test_efficientnet", "dropout": 0.0},
+        parameters={"semantic": 35_322_218},
+        input_size={"semantic": 520},
+        weights_licence="BSD-3-Clause",
+    ),
+    Entry(
+        name="deeplabv3",
+        builder="pelagia.models.pixels.deeplabv3:DeepLabV3",
+        options="pelagia.models.pixels.deeplabv3:Options",
+        tasks=("semantic",),
+        title="Rethinking Atrous Convolution for Semantic Image Segmentation",
+        authors="Chen, Papandreou, Schroff and Adam",
+        year=2017,
+        url="https://arxiv.org/abs/1706.05587",
+        tiny={"backbone": "timm:test_efficientnet", "width": 16, "rates": "2,4", "dropout": 0.0},
+        parameters={"semantic": 42_004_074},
+        input_size={"semantic": 520},
+        weights_licence="BSD-3-Clause",
+    ),
+)
