@@ -185,6 +185,25 @@ def test_the_loss_of_keypoints_reads_outputs_as_the_decoder_does() -> None:
     assert model.loss(outputs, target)["point"].item() > 1
 
 
+def test_keypoints_are_learnt_from_far() -> None:
+    """Gradient descent on the raw outputs alone, from points at the corner of their cell, finds the corners of the object."""
+    model = tiny("keypoints")
+    truth, labels = torch.tensor([[8.0, 6, 88, 58]], dtype=torch.float64), torch.tensor([1])
+    target = complete(targets_of("detect", truth, labels))
+    assert target.keypoints is not None
+    outputs = perfect_outputs(truth, labels, "detect", (64, 96), 2)
+    outputs["keypoints"] = torch.zeros(1, 9, outputs["scores"].shape[2], dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([outputs["keypoints"]], lr=0.1)
+    for _ in range(100):
+        optimiser.zero_grad()
+        model.loss(outputs, target)["point"].backward()
+        optimiser.step()
+    found = model.decode(outputs, [Frame.identity(96, 64)], DecodeOptions(score=0.5))[0]
+    assert isinstance(found, Instances)
+    assert found.keypoints is not None
+    np.testing.assert_allclose(found.keypoints[0, [0, 2], :2], target.keypoints[0, [0, 2], :2], atol=1.0)
+
+
 @pytest.mark.parametrize("task", ["instance", "keypoints"])
 def test_masks_and_keypoints_of_ignore_regions_teach_nothing(task: Task) -> None:
     model = tiny(task).double().train()

@@ -47,9 +47,9 @@ def point_count(categories: Sequence[Category], *, where: str) -> int:
     return next(iter(counts.values()))
 
 
-def keypoint_sigmas(points: int) -> tuple[float, ...]:
-    """COCO's for the 17 points of a person, 0.05 for every point otherwise."""
-    return COCO_PERSON_SIGMAS if points == len(COCO_PERSON_SIGMAS) else (DEFAULT_SIGMA,) * points
+def keypoint_sigmas(points: int, other: float = DEFAULT_SIGMA) -> tuple[float, ...]:
+    """COCO's for the 17 points of a person, `other` for every point otherwise."""
+    return COCO_PERSON_SIGMAS if points == len(COCO_PERSON_SIGMAS) else (other,) * points
 
 
 def similarity(squared: ArrayT, areas: ArrayT, sigmas: ArrayT) -> ArrayT:

@@ -351,7 +351,8 @@ class YOLO11(Model):
         if wanted.shape[1] != points.shape[1]:
             raise ModelError(f"the targets have {wanted.shape[1]} keypoints, the model {points.shape[1]}", where=self.card.name)
         areas = upright.area(targets.boxes[positive.object].to(points.dtype))
-        sigmas = points.new_tensor(keypoint_sigmas(points.shape[1]))
+        # The metric's sigmas are too narrow to learn from: a point some tenths of the object away would have no gradient.
+        sigmas = points.new_tensor(keypoint_sigmas(points.shape[1], other=1 / points.shape[1]))
         options, weight = self.options, positive.score
         near = keypoint_similarity_loss(points, wanted, areas, sigmas)
         seen = visibility_loss(logits[..., 2], wanted)
