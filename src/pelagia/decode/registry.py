@@ -15,6 +15,7 @@ from pelagia.decode.options import DecodeOptions
 from pelagia.decode.pixels import decode_pixels
 from pelagia.decode.queries import decode_queries
 from pelagia.decode.query_masks import decode_masks
+from pelagia.decode.regions import decode_regions
 from pelagia.errors import ModelError
 
 __all__ = ["DECODERS", "decode"]
@@ -22,7 +23,13 @@ __all__ = ["DECODERS", "decode"]
 _Decoder: TypeAlias = Callable[[Mapping[str, NDArray[Any]], Sequence[Frame], ModelCard, DecodeOptions], Sequence[Prediction]]
 
 #: `ModelCard.decoder` -> the function of that wing.
-DECODERS: dict[str, _Decoder] = {"grids": decode_grids, "masks": decode_masks, "pixels": decode_pixels, "queries": decode_queries}
+DECODERS: dict[str, _Decoder] = {
+    "grids": decode_grids,
+    "masks": decode_masks,
+    "pixels": decode_pixels,
+    "queries": decode_queries,
+    "regions": decode_regions,
+}
 
 
 def decode(

@@ -18,6 +18,7 @@ from pelagia.models.grids import ultralytics
 from pelagia.models.model import Model
 from pelagia.models.pixels import torchvision as dense_torchvision
 from pelagia.models.queries import huggingface
+from pelagia.models.regions import torchvision_files
 from pelagia.models.torchfile import read_torch_file
 
 __all__ = ["load_any", "load_foreign"]
@@ -31,8 +32,11 @@ class _Family(Protocol):
 
 
 #: Asked in turn; the first that recognises a file loads it.
-_FAMILIES: tuple[_Family, ...] = (ultralytics, huggingface, dense_torchvision)
-_KNOWN = "YOLO11 of Ultralytics, DETR and Mask2Former of Hugging Face transformers, FCN and DeepLabV3 of torchvision"
+_FAMILIES: tuple[_Family, ...] = (ultralytics, huggingface, dense_torchvision, torchvision_files)
+_KNOWN = (
+    "YOLO11 of Ultralytics, DETR and Mask2Former of Hugging Face transformers, FCN and DeepLabV3 of torchvision, "
+    "Faster, Mask and Keypoint R-CNN of torchvision"
+)
 
 
 def load_any(path: str | Path) -> Model:

@@ -1,10 +1,10 @@
 """Reading `torch.save` files of other projects without running anything in them.
 
-Such a file is a zip archive with a pickle that builds the object and one member per storage. A pickle is a program; this module
-interprets its opcodes itself. A name (`GLOBAL`) becomes an inert `Name`, an instance of a class a `Record` of its arguments and
-state. Calls (`REDUCE`) are made for the names in `_CALLS` only, which rebuild tensors and plain containers; for a few harmless
-ones that checkpoints carry along (numpy scalars, paths) a `Record` notes that the call was asked for. Every other call, and every
-opcode not listed here, is refused by name.
+Such a file is a zip archive with a pickle that builds the object and one member per storage; before torch 1.6 it was a row of
+pickles with the storages behind. A pickle is a program; this module interprets its opcodes itself. A name (`GLOBAL`) becomes an
+inert `Name`, an instance of a class a `Record` of its arguments and state. Calls (`REDUCE`) are made for the names in `_CALLS`
+only, which rebuild tensors and plain containers; for a few harmless ones that checkpoints carry along (numpy scalars, paths) a
+`Record` notes that the call was asked for. Every other call, and every opcode not listed here, is refused by name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -103,6 +103,7 @@ _NOTED = {
 }
 
 _MARK = object()
+_FORMER_MAGIC, _FORMER_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _BROKEN = (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error, OverflowError)
 
 
@@ -111,18 +112,18 @@ def read_torch_file(path: str | Path, limits: Limits | None = None) -> Any:
 
     Raises:
         UnsafeCheckpointError: the pickle asks for a call that rebuilding tensors does not need, or breaks a limit.
-        CheckpointError: the file is missing, broken, or of the format before torch 1.6.
+        CheckpointError: the file is missing or broken.
     """
     limits = limits or Limits()
     if not Path(path).is_file():
         raise CheckpointError("there is no such file", where=path)
     try:
+        if not zipfile.is_zipfile(path):
+            return _read_former(Path(path), limits)
         with zipfile.ZipFile(path) as archive:
             return _Reader(archive, limits, str(path)).read()
     except zipfile.BadZipFile as error:
-        raise CheckpointError(
-            "not a torch file, or one cut short, or of the format before torch 1.6; expected a zip archive", where=path
-        ) from error
+        raise CheckpointError("not a torch file, or one cut short; expected a zip archive", where=path) from error
     except (OSError, NotImplementedError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"the archive cannot be read ({error})", where=path) from error
 
@@ -131,7 +132,8 @@ class _Reader:
     """One archive. The interpreter keeps a stack, a memo and nothing else."""
 
     def __init__(self, archive: zipfile.ZipFile, limits: Limits, where: str) -> None:
-        self.archive, self.limits, self.where = archive, limits, where
+        self._begin(limits, where)
+        self.archive = archive
         self.members = {info.filename: info for info in archive.infolist()}
         if len(self.members) > limits.members:
             raise UnsafeCheckpointError(f"the archive has {len(self.members)} members, at most {limits.members}", where=where)
@@ -139,6 +141,9 @@ class _Reader:
         if len(pickles) != 1:
             raise CheckpointError(f"expected one data.pkl in the archive, found {len(pickles)}", where=where)
         self.root = pickles[0].removesuffix("data.pkl")
+
+    def _begin(self, limits: Limits, where: str) -> None:
+        self.limits, self.where = limits, where
         self.bytes_left, self.tensors_left = limits.tensor_bytes, limits.tensors
         self.storages: dict[str, _Storage] = {}
         self.stack: list[Any] = []
@@ -148,7 +153,11 @@ class _Reader:
         byteorder = self.root + "byteorder"
         if byteorder in self.members and self._member(byteorder, 16).strip() != b"little":
             raise CheckpointError("written on a big-endian machine; convert it there", where=self.where)
-        program = self._member(self.root + "data.pkl", self.limits.pickle_bytes)
+        return self._run(self._member(self.root + "data.pkl", self.limits.pickle_bytes))
+
+    def _run(self, program: bytes | bytearray | IO[bytes]) -> Any:
+        """The object that a pickle builds; a stream is left behind the pickle's end."""
+        self.stack, self.memo = [], {}
         count = 0
         try:
             for opcode, argument, _ in pickletools.genops(program):
@@ -290,18 +299,22 @@ class _Reader:
     # --- tensors
 
     def _persistent(self, _: Any) -> None:
-        what, kind, key, _place, count = self.stack.pop()
+        what, kind, key, _place, count, *_view = self.stack.pop()
         dtype = _STORAGES.get(kind.name) if isinstance(kind, Name) and kind.module in ("torch", "torch.storage") else None
         if what != "storage" or dtype is None or not isinstance(key, str) or not isinstance(count, int):
             raise self._refuse(f"load a storage of the kind {kind}")
         found = self.storages.get(key)
         if found is None:
-            data = self._member(f"{self.root}data/{key}", self.bytes_left)
+            data = self._storage(key, dtype, count)
             self.bytes_left -= len(data)
             found = self.storages[key] = _Storage(data, dtype, count)
         if found.dtype != dtype or found.count != count or len(found.data) != count * dtype.itemsize:
             raise ValueError(f"storage {key} has {len(found.data)} bytes for {count} values of {dtype}")
         self.stack.append(found)
+
+    def _storage(self, key: str, dtype: torch.dtype, count: int) -> bytearray:
+        """The bytes of a storage of `count` values."""
+        return self._member(f"{self.root}data/{key}", self.bytes_left)
 
     def _tensor(self, storage: Any, offset: int, size: Any, stride: Any, *_rest: Any) -> Tensor:
         """`torch._utils._rebuild_tensor_v2`, bounds checked; the tensor owns its memory."""
@@ -325,6 +338,72 @@ class _Reader:
         if not isinstance(data, Tensor):
             raise self._refuse(f"make a parameter of a {type(data).__name__}")
         return data
+
+
+class _FormerReader(_Reader):
+    """A file of torch before 1.6: five pickles one after another, then the storages, each a 64-bit count and its values.
+
+    The pickles hold a magic number, the version, the machine, the object, and the storages' keys in order. The object is built
+    twice: first over empty storages to learn their types, without which their lengths are not known, then over the file's.
+    """
+
+    def __init__(self, stream: IO[bytes], limits: Limits, where: str) -> None:
+        self._begin(limits, where)
+        self.stream, self.size = stream, stream.seek(0, 2)
+        self.bytes_left = min(
+            self.bytes_left, self.size
+        )  # the first time, storages are made before the file is seen to hold them
+        self.places: dict[str, int] | None = None
+
+    def read(self) -> Any:
+        self.stream.seek(0)
+        if not self._begins_well():
+            raise CheckpointError("not a torch file, or one cut short; expected a zip archive", where=self.where)
+        machine = self._run(self.stream)
+        if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+            raise CheckpointError("written on a big-endian machine; convert it there", where=self.where)
+        start = self.stream.tell()
+        self._run(self.stream)
+        length = self.stream.tell() - start
+        if length > self.limits.pickle_bytes:
+            raise UnsafeCheckpointError(f"the pickle is longer than {self.limits.pickle_bytes} bytes", where=self.where)
+        types = self.storages
+        keys = self._run(self.stream)
+        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(types):
+            raise CheckpointError("the storages are not those that the pickle asks for", where=self.where)
+        self.places, place = {}, self.stream.tell()
+        for key in keys:
+            self.places[key] = place
+            place += 8 + types[key].count * types[key].dtype.itemsize
+        if place > self.size:
+            raise CheckpointError(f"the file is cut short: {self.size} of {place} bytes", where=self.where)
+        self._begin(self.limits, self.where)
+        self.stream.seek(start)
+        return self._run(self.stream.read(length))
+
+    def _begins_well(self) -> bool:
+        try:
+            return bool(self._run(self.stream) == _FORMER_MAGIC and self._run(self.stream) == _FORMER_VERSION)
+        except UnsafeCheckpointError:
+            raise
+        except CheckpointError:
+            return False
+
+    def _storage(self, key: str, dtype: torch.dtype, count: int) -> bytearray:
+        length = count * dtype.itemsize
+        if count < 0 or length > min(self.bytes_left, self.size):
+            raise UnsafeCheckpointError(f"storage {key} has {length} bytes, more than the file or the limit", where=self.where)
+        if self.places is None:
+            return bytearray(length)
+        self.stream.seek(self.places[key])
+        if int.from_bytes(self.stream.read(8), "little") != count:
+            raise CheckpointError(f"storage {key} does not hold {count} values", where=self.where)
+        return bytearray(self.stream.read(length))
+
+
+def _read_former(path: Path, limits: Limits) -> Any:
+    with open(path, "rb") as stream:
+        return _FormerReader(stream, limits, str(path)).read()
 
 
 def _keys(items: Iterable[Any]) -> list[Any]:

@@ -57,6 +57,29 @@ class TimmBackbone(nn.Module):
         config = getattr(self.network, "pretrained_cfg", None) or {}
         return str(config.get("license") or "unknown")
 
+    def freeze_stages(self, trainable: int) -> None:
+        """Take the gradient from all but the last `trainable` stages; the stem is the first stage, each map ends another.
+
+        Raises:
+            OptionError: the parts of the network cannot be told from the names of its parameters.
+        """
+        ends = [str(name) for name in self.network.feature_info.module_name()]  # type: ignore[operator, union-attr]
+        names = [name for name, _ in self.network.named_parameters()]
+        prefixes = [(f"{end}.", f"{end.replace('.', '_')}.") for end in ends]
+        places = [[i for i, name in enumerate(names) if name.startswith(prefix)] for prefix in prefixes]
+        if not all(places):
+            raise OptionError(f"the stages of timm:{self.name} cannot be told apart, so all must be trainable")
+        bounds = [places[0][0], *(place[-1] + 1 for place in places)]
+        fixed = len(bounds) - trainable
+        for parameter in list(self.network.parameters())[: bounds[fixed - 1] if fixed > 0 else 0]:
+            parameter.requires_grad_(False)
+
+    def set_norm_epsilon(self, epsilon: float) -> None:
+        """The epsilon of every batch norm."""
+        for module in self.network.modules():
+            if hasattr(module, "running_var") and hasattr(module, "eps"):
+                module.eps = epsilon  # type: ignore[assignment]  # a number, whatever kind of norm it is
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = self.network(images)
         return tuple(found.permute(0, 3, 1, 2).contiguous() for found in maps) if self.channels_last else tuple(maps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BATCH_NORM_EPS", "BATCH_NORM_MOMENTUM", "ConvNormAct", "fuse"]
+__all__ = ["BATCH_NORM_EPS", "BATCH_NORM_MOMENTUM", "ConvNormAct", "conv_relu", "fuse"]
 
 #: Batch normalisation of the YOLO family: epsilon as its published models carry it.
 BATCH_NORM_EPS = 1e-3
@@ -41,6 +41,16 @@ class ConvNormAct(nn.Module):
             return x
         # In place only where nothing is recorded: autograd would first copy the tensor that the derivative needs.
         return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def conv_relu(channels: int, out: int, kernel: int = 3, *, norm: bool = False, activate: bool = True) -> nn.Sequential:
+    """ReLU(conv(x)), or with `norm` ReLU(BN(conv(x))), whose convolution has no bias; the size stays for odd kernels."""
+    parts: list[nn.Module] = [nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=not norm)]
+    if norm:
+        parts.append(nn.BatchNorm2d(out))
+    if activate:
+        parts.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*parts)
 
 
 def _fold(block: ConvNormAct) -> None:

@@ -2,8 +2,82 @@
 
 from __future__ import annotations
 
-from pelagia.models.registry import register
+from typing import Any
+
+from pelagia.models.registry import Entry, register
 
 __all__: list[str] = []
 
-register()
+_LICENCE = "BSD-3-Clause"
+#: torchvision's second versions: norms in pyramid and heads, a deeper proposal network, a head of convolutions.
+_V2: dict[str, Any] = {"rpn_convs": 2, "box_convs": 4, "norm_heads": True}
+_TINY: dict[str, Any] = {
+    "backbone": "timm:test_efficientnet",
+    "channels": 16,
+    "hidden": 32,
+    "anchor_sizes": (8.0, 16.0, 32.0, 64.0, 128.0),
+    "rpn_before": 60,
+    "rpn_after": 40,
+    "rpn_before_train": 120,
+    "rpn_after_train": 80,
+    "rpn_samples": 256,
+    "roi_samples": 64,
+    "detections": 20,
+}
+_FASTER: dict[str, Any] = {
+    "builder": "pelagia.models.regions.faster_rcnn:FasterRCNN",
+    "options": "pelagia.models.regions.faster_rcnn:Options",
+    "tasks": ("detect",),
+    "input_size": {"detect": 800},
+    "weights_licence": _LICENCE,
+}
+_MASK: dict[str, Any] = {
+    "builder": "pelagia.models.regions.mask_rcnn:MaskRCNN",
+    "options": "pelagia.models.regions.mask_rcnn:Options",
+    "tasks": ("instance",),
+    "title": "Mask R-CNN",
+    "authors": "He, Gkioxari, Dollár and Girshick",
+    "year": 2017,
+    "url": "https://arxiv.org/abs/1703.06870",
+    "input_size": {"instance": 800},
+    "weights_licence": _LICENCE,
+}
+_BENCHMARKING: dict[str, Any] = {
+    "title": "Benchmarking Detection Transfer Learning with Vision Transformers",
+    "authors": "Li, Xie, Chen, Dollár, He and Girshick",
+    "year": 2021,
+    "url": "https://arxiv.org/abs/2111.11429",
+}
+
+register(
+    Entry(
+        name="faster-rcnn",
+        title="Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks",
+        authors="Ren, He, Girshick and Sun",
+        year=2016,
+        url="https://arxiv.org/abs/1506.01497",
+        tiny=_TINY,
+        **_FASTER,
+    ),
+    Entry(name="faster-rcnn-v2", defaults=_V2, tiny=_V2 | _TINY, **_FASTER, **_BENCHMARKING),
+    Entry(name="mask-rcnn", tiny=_TINY | {"mask_channels": 16, "mask_convs": 2}, **_MASK),
+    Entry(
+        name="mask-rcnn-v2",
+        defaults=_V2,
+        tiny=_V2 | _TINY | {"mask_channels": 16, "mask_convs": 2},
+        **(_MASK | _BENCHMARKING),
+    ),
+    Entry(
+        name="keypoint-rcnn",
+        tiny=_TINY | {"keypoint_channels": 16, "keypoint_convs": 2},
+        **(
+            _MASK
+            | {
+                "builder": "pelagia.models.regions.keypoint_rcnn:KeypointRCNN",
+                "options": "pelagia.models.regions.keypoint_rcnn:Options",
+                "tasks": ("keypoints",),
+                "input_size": {"keypoints": 800},
+            }
+        ),
+    ),
+)
