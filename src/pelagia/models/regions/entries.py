@@ -49,6 +49,14 @@ _BENCHMARKING: dict[str, Any] = {
     "url": "https://arxiv.org/abs/2111.11429",
 }
 
+_KEYPOINTS: dict[str, Any] = {
+    "builder": "pelagia.models.regions.keypoint_rcnn:KeypointRCNN",
+    "options": "pelagia.models.regions.keypoint_rcnn:Options",
+    "tasks": ("keypoints",),
+    "input_size": {"keypoints": 800},
+}
+
+# GFLOPs at 800 x 800 pixels with 1000 proposals and 100 detections, parameters with 80 classes (and 17 keypoints).
 register(
     Entry(
         name="faster-rcnn",
@@ -57,27 +65,39 @@ register(
         year=2016,
         url="https://arxiv.org/abs/1506.01497",
         tiny=_TINY,
+        parameters={"detect": 41_757_156},
+        gflops={"detect": 268.7},
         **_FASTER,
     ),
-    Entry(name="faster-rcnn-v2", defaults=_V2, tiny=_V2 | _TINY, **_FASTER, **_BENCHMARKING),
-    Entry(name="mask-rcnn", tiny=_TINY | {"mask_channels": 16, "mask_convs": 2}, **_MASK),
+    Entry(
+        name="faster-rcnn-v2",
+        defaults=_V2,
+        tiny=_V2 | _TINY,
+        parameters={"detect": 43_661_028},
+        gflops={"detect": 560.6},
+        **_FASTER,
+        **_BENCHMARKING,
+    ),
+    Entry(
+        name="mask-rcnn",
+        tiny=_TINY | {"mask_channels": 16, "mask_convs": 2},
+        parameters={"instance": 44_400_693},
+        gflops={"instance": 374.7},
+        **_MASK,
+    ),
     Entry(
         name="mask-rcnn-v2",
         defaults=_V2,
         tiny=_V2 | _TINY | {"mask_channels": 16, "mask_convs": 2},
+        parameters={"instance": 46_305_589},
+        gflops={"instance": 666.7},
         **(_MASK | _BENCHMARKING),
     ),
     Entry(
         name="keypoint-rcnn",
         tiny=_TINY | {"keypoint_channels": 16, "keypoint_convs": 2},
-        **(
-            _MASK
-            | {
-                "builder": "pelagia.models.regions.keypoint_rcnn:KeypointRCNN",
-                "options": "pelagia.models.regions.keypoint_rcnn:Options",
-                "tasks": ("keypoints",),
-                "input_size": {"keypoints": 800},
-            }
-        ),
+        parameters={"keypoints": 59_595_253},
+        gflops={"keypoints": 967.7},
+        **(_MASK | _KEYPOINTS),
     ),
 )
