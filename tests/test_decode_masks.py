@@ -54,7 +54,7 @@ ORIGINALS = [(64, 96), (150, 210), (40, 50)]
 @pytest.mark.parametrize("original", ORIGINALS)
 def test_semantic_equals_the_definition(original: tuple[int, int]) -> None:
     outputs = raw(12)
-    found = decode(outputs, [frame(*original)], card("semantic"), DecodeOptions())[0]
+    found = decode(outputs, [frame(*original)], card("semantic"), DecodeOptions(scores=True))[0]
     chances = torch.from_numpy(outputs["logits"][0]).double().softmax(1)[:, :-1]
     sums = torch.einsum("qc,qhw->chw", chances, torch.from_numpy(outputs["masks"][0]).double().sigmoid())
     expected = at_original(sums.numpy(), *original)
@@ -64,6 +64,8 @@ def test_semantic_equals_the_definition(original: tuple[int, int]) -> None:
     clear = (top[0] - top[1] > 1e-5).numpy()
     assert clear.mean() > 0.99
     assert (found.labels == expected.argmax(0).numpy())[clear].all()
+    assert found.scores is not None
+    np.testing.assert_allclose(found.scores, expected / expected.sum(0), atol=1e-5)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

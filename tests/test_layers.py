@@ -167,3 +167,16 @@ def test_timm_backbone_names_what_it_lacks() -> None:
         TimmBackbone("no_such_network")
     with pytest.raises(OptionError, match="strides 8, 16 and 32"):
         TimmBackbone("vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("size", [(64, 96), (128, 64)])
+def test_timm_networks_with_channels_last_and_of_one_size(size: tuple[int, int]) -> None:
+    backbone = TimmBackbone("swin_tiny_patch4_window7_224", (4, 8, 16, 32)).eval()
+    images = torch.rand(1, 3, *size)
+    with torch.inference_mode():
+        maps, inner = backbone(images), backbone.network(images)
+    assert [tuple(x.shape) for x in maps] == [
+        (1, channels, size[0] // stride, size[1] // stride)
+        for channels, stride in zip((96, 192, 384, 768), (4, 8, 16, 32), strict=True)
+    ]
+    assert all(torch.equal(x, y.permute(0, 3, 1, 2)) for x, y in zip(maps, inner, strict=True))

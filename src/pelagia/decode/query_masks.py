@@ -42,7 +42,8 @@ def decode_masks(
 ) -> list[Prediction]:
     """What the card's task asks for, for each image of a batch, in pixels of the originals; p are softmax probabilities.
 
-    `semantic`: the class c with the largest sum over queries of p(c) sigmoid(mask), the lower of equal ones.
+    `semantic`: the class c with the largest sum over queries of p(c) sigmoid(mask), the lower of equal ones. With
+    `options.scores` also the share of each class in the sums.
 
     `instance`: a query is an object of its best class (of every class with `multi_label`, at most Q pairs of query and class, the
     most probable); its pixels are those of at least `options.mask`, its score is p(c) times their mean probability, its box is
@@ -115,7 +116,10 @@ def _semantic(chances: Float, grid: NDArray[Any], places: tuple[Float, Float], o
         plane = bilinear(sums[label], *places)
         labels[plane > best] = label
         np.maximum(best, plane, out=best)
-    return SemanticMap(labels)
+    if not options.scores:
+        return SemanticMap(labels)
+    planes = np.stack([bilinear(plane, *places) for plane in sums])  # [C, H, W]
+    return SemanticMap(labels, planes / np.maximum(planes.sum(axis=0), np.finfo(np.float32).tiny))
 
 
 def _instances(
