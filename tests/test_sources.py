@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pelagia.infer.sources import is_predictions, map_kind
+from pelagia.infer.sources import is_model, is_predictions, map_kind
 
 FOLDERS = {
     "run": (("best.safetensors", "log.txt", "batch.png"), False, None),
@@ -27,7 +27,9 @@ def test_folders(tmp_path: Path, name: str) -> None:
         (tmp_path / file).touch()
     assert is_predictions(tmp_path) is predictions
     assert map_kind(tmp_path, "auto") == maps
-    assert map_kind(tmp_path, "semantic") == "semantic"
+    run = "run" in name  # a model, whatever it is to be compared as
+    assert is_model(tmp_path) is run
+    assert map_kind(tmp_path, "semantic") == (None if run else "semantic")
 
 
 def test_files(tmp_path: Path) -> None:

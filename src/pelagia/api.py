@@ -20,10 +20,13 @@ from pelagia.core.types import Category, Prediction, Task
 from pelagia.errors import CheckpointError, ExportError, OptionError
 from pelagia.infer.predict import FileResult, PredictOptions, predict_files, predict_image
 from pelagia.infer.runtimes import OnnxRuntime, Runtime
-from pelagia.infer.sources import is_predictions
+from pelagia.infer.sources import is_predictions, map_kind
 
 if TYPE_CHECKING:
     from pelagia.data.dataset import Dataset
+    from pelagia.infer.evaluate import Scores
+    from pelagia.infer.maps import MapScores
+    from pelagia.metrics.label_images import LabelImageResult
     from pelagia.metrics.result import DetectionResult
     from pelagia.models.model import Model
     from pelagia.models.registry import Entry
@@ -142,19 +145,29 @@ def load(path: str | Path, *, device: str = "auto", threads: int = 0) -> Predict
 
 def evaluate(
     model: Predictor | str | Path, data: str | Path | Dataset, *, show: bool | None = None, **options: Any
-) -> DetectionResult:
-    """Score a model, or predictions in a file, on labelled images: exact COCO numbers, and what COCO leaves out.
+) -> Scores | LabelImageResult:
+    """Score a model, or predictions in a file, on labelled images: exact COCO numbers, and what COCO leaves out; for maps IoU and
+    its kin, or panoptic quality.
 
     Args:
-        model: what `load` returns or takes; or predictions: COCO results (.json), or a folder of YOLO or DOTA text files.
+        model: what `load` returns or takes; or predictions: COCO results (.json), a folder of YOLO or DOTA text files or of label
+            images, or a COCO panoptic .json.
         data: a data set, or where its labels are.
         show: a progress bar; None for one where standard error is a terminal.
-        options: fields of `pelagia.infer.evaluate.EvaluateOptions`; for predictions those of `evaluate_file`.
+        options: fields of `pelagia.infer.evaluate.EvaluateOptions`; for predictions `kind` (boxes, oriented, masks, keypoints,
+            label-images, semantic, panoptic; by default what both sides hold), and for objects those of `evaluate_file`.
 
     Raises:
         EvaluationError: model and data do not fit together.
         OptionError: an unknown option or a value that cannot be used.
     """
+    maps = None if isinstance(model, Predictor) else map_kind(model, options.get("kind") or "auto")
+    if not isinstance(model, Predictor) and maps is not None:
+        unknown = sorted(set(options) - {"kind"})
+        if unknown:
+            raise OptionError(f"unknown option {', '.join(unknown)}; maps know kind")
+        scores: MapScores = resolve("pelagia.infer.maps", purpose="score maps").evaluate_map_files(model, data, maps)
+        return scores
     if not isinstance(model, Predictor) and is_predictions(model):
         module = resolve("pelagia.infer.evaluate", purpose="score predictions")
         result: DetectionResult = module.evaluate_file(model, data, **options)
@@ -204,13 +217,13 @@ class Predictor:
         """The objects of many files, in order; a file that cannot be read gives its `error`, and the rest goes on."""
         return predict_files(self.runtime, paths, _with_options(PredictOptions(), options))
 
-    def evaluate(self, data: str | Path | Dataset, *, show: bool | None = None, **options: Any) -> DetectionResult:
+    def evaluate(self, data: str | Path | Dataset, *, show: bool | None = None, **options: Any) -> Scores:
         """As `pelagia.evaluate`."""
         module = resolve("pelagia.infer.evaluate", purpose="evaluate a model")
         dataset = open_dataset(data, task=self.card.task) if isinstance(data, str | Path) else data
         chosen = _with_options(module.EvaluateOptions(), options)
-        result: DetectionResult = module.evaluate(self.runtime, dataset, chosen, show=show)
-        return result
+        scores: Scores = module.evaluate(self.runtime, dataset, chosen, show=show)
+        return scores
 
     def export(self, path: str | Path, **options: Any) -> Path:
         """Write the model as ONNX and prove that it answers alike; returns the path.

@@ -31,7 +31,7 @@ from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
 from pelagia.infer.objects import KINDS, federated_labels, truth_objects
 from pelagia.infer.read_predictions import read_predictions
-from pelagia.infer.sources import MapKind, is_predictions, map_kind
+from pelagia.infer.sources import MapKind, is_model, is_predictions, map_kind
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.objects import Kind
 from pelagia.metrics.taxonomy import Taxonomy
@@ -112,10 +112,14 @@ def evaluate(
         truth: The labelled images: an annotation file or a folder.
     """
     maps = map_kind(source, flags.compare)
+    predictor = None if maps is not None else _load(source, flags)
+    if predictor is not None and predictor.card.task in ("semantic", "panoptic"):
+        maps = predictor.card.task
+        if flags.compare not in ("auto", maps):
+            raise OptionError(f"the model answers with {maps} maps, which cannot be compared as {flags.compare}", where=source)
     if maps is not None:
-        _refuse_flags(flags, maps)
-        return _evaluate_maps(Path(source), truth, maps, flags, data, telling, json)
-    predictor = _load(source, flags)
+        _refuse_flags(flags, telling, maps, from_file=predictor is None)
+        return _evaluate_maps(source, predictor, truth, maps, flags, data, options, telling, json=json)
     if predictor is None and (flags.save_thresholds or flags.save_calibration):
         raise OptionError("thresholds and calibration are stored in a checkpoint, not in predictions", where=source)
     task = None if predictor is None else predictor.card.task
@@ -169,12 +173,14 @@ def _by_voc(dataset: Dataset, year: Literal[2007, 2010], evidence: Evidence) -> 
     return gather_voc(truth, evidence.comparison.predictions, dataset.categories, year=year)
 
 
-def _refuse_flags(flags: _Flags, kind: MapKind) -> None:
+def _refuse_flags(flags: _Flags, telling: AssessOptions, kind: MapKind, *, from_file: bool) -> None:
     """Options that say nothing about maps are not passed over in silence."""
-    if kind == "panoptic" and flags.split:
+    if kind == "panoptic" and from_file and flags.split and (flags.against is None or not is_model(flags.against)):
         raise OptionError("a panoptic file has no splits; name the file of the split")
     names = ("rules", "max_dets", "iou", "lvis", "taxonomy", "agnostic", "save_thresholds", "save_calibration")
     given = [name for name in names if getattr(flags, name) != getattr(_FLAGS, name)]
+    if telling.threshold != _ASSESS.threshold:
+        given.append("threshold")
     if given:
         raise OptionError(f"--{given[0].replace('_', '-')} is for scores of objects, not of label, semantic or panoptic maps")
 
@@ -238,9 +244,18 @@ def _write(folder: Path, evidence: Evidence, assessment: Assessment, dataset: Da
 
 
 def _evaluate_maps(
-    source: Path, truth: Path, kind: MapKind, flags: _Flags, data: DataFlags, telling: AssessOptions, json: bool
+    source: str,
+    predictor: Predictor | None,
+    truth: Path,
+    kind: MapKind,
+    flags: _Flags,
+    data: DataFlags,
+    options: EvaluateOptions,
+    telling: AssessOptions,
+    *,
+    json: bool,
 ) -> int:
-    """Label images, semantic maps and panoptic maps."""
+    """Label images, semantic maps and panoptic maps, from files or of a model."""
 
     def open_truth(task: Task) -> Dataset:
         dataset = data.open(truth, task)
@@ -249,22 +264,30 @@ def _evaluate_maps(
                 say(f"pelagia: {finding}")
         return _choose(dataset, flags.split)
 
-    sources = [source] if flags.against is None else [source, Path(flags.against)]
-    scored = resolve("pelagia.infer.maps", purpose="score maps").evaluate_maps(sources, truth, kind, open_truth)
+    whole = json or flags.out is not None
+    maps = resolve("pelagia.infer.maps", purpose="score maps")
+    sources: list[Any] = [Path(source) if predictor is None else predictor.runtime]
+    if flags.against is not None:
+        other = _load(flags.against, flags) if is_model(flags.against) else None
+        sources.append(Path(flags.against) if other is None else other.runtime)
+    how = maps.MapOptions(options, calibration=telling.errors or whole, show=False if json else None)
+    scored = maps.evaluate_maps(sources, truth, kind, open_truth, how)
     for item in scored:
         if item.unknown:
             say(f"left out: predictions for {len(item.unknown)} images that the truth does not have, such as {item.unknown[0]}")
-    first, other = scored[0], scored[1].statistic if len(scored) > 1 else None
-    sure, differences = certainty(first.statistic, other, first.images, telling)
-    document = {**first.result.to_dict(), **certainty_dicts(sure, differences)}
+    first, second = scored[0], scored[1].statistic if len(scored) > 1 else None
+    sure, differences = certainty(first.statistic, second, len(first.images.names), telling)
+    document = {**first.to_dict(), **certainty_dicts(sure, differences)}
     if json:
         print_json(document)
     else:
-        print("\n".join([*first.result.lines(), *certainty_lines(sure, differences)]))
+        print("\n".join([*first.lines(), *certainty_lines(sure, differences)]))
     if flags.out is not None:
         write_json(flags.out / "evaluation.json", document, indent=2)
-        report = resolve("pelagia.report.assessment", purpose="write a report")
-        say(f"report: {report.write_maps(flags.out, first.result, sure, differences, subtitle=f'{source} on {truth}')}")
+        report = resolve("pelagia.report.maps", purpose="write a report")
+        subtitle = f"{source} on {truth}"
+        written = report.write_maps(flags.out, first, sure, differences, level=telling.level, subtitle=subtitle)
+        say(f"report: {written}")
     return 0
 
 

@@ -77,7 +77,7 @@ class AssessOptions:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What `assess` found; None where it was not asked for or does not apply."""
+    """What `assess` found; None where it was not asked for or does not apply. `level` is that of intervals and differences."""
 
     result: DetectionResult
     errors: ErrorBreakdown | None
@@ -89,6 +89,7 @@ class Assessment:
     voc: VocResult | None = None
     intervals: dict[Key, Interval] | None = None
     differences: dict[Key, Difference] | None = None
+    level: float = 0.95
 
     def to_dict(self, *, curves: bool = True) -> dict[str, Any]:
         """JSON values; parts that are None are left out."""
@@ -250,6 +251,7 @@ def assess(
         voc=None if own.voc is None else own.voc.result(),
         intervals=sure,
         differences=differences,
+        level=options.level,
     )
 
 

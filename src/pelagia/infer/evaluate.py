@@ -28,6 +28,7 @@ from pelagia.infer.progress import track
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.runtimes import Runtime
 from pelagia.metrics.boundary import DEFAULT_BOUNDARY, BoundaryOptions
+from pelagia.metrics.calibration import CalibrationTally
 from pelagia.metrics.detection import Evidence, gather
 from pelagia.metrics.objects import Kind, Objects
 from pelagia.metrics.panoptic import PanopticResult, PanopticTally
@@ -103,6 +104,7 @@ def evaluate(runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None
     """
     if runtime.card.task in KINDS:
         return score(dataset, predict_dataset(runtime, dataset, options, show=show), runtime.card.task)
+    dataset = dataset.with_task(runtime.card.task)
     tally = tally_maps(runtime, dataset, options, show=show)
     return tally.result(categories=dataset.categories) if isinstance(tally, SemanticTally) else tally.result()
 
@@ -114,11 +116,12 @@ def tally_maps(
     *,
     show: bool | None = None,
     boundary: BoundaryOptions | None = DEFAULT_BOUNDARY,
+    calibration: CalibrationTally | None = None,
 ) -> SemanticTally | PanopticTally:
     """The counts of every image behind the scores of a model that answers with maps, so that images can be weighted.
 
     `dataset` must be of the model's task (`Dataset.with_task`); `boundary` None leaves out the boundary measures of class maps,
-    which take most of the time.
+    which take most of the time. `calibration` counts the largest probability of each scored pixel, if the model gives any.
 
     Raises:
         EvaluationError: see `evaluate`.
@@ -127,10 +130,14 @@ def tally_maps(
         raise EvaluationError("there is no image to score", where=dataset.root)
     semantic = SemanticTally(len(dataset.categories), boundary=boundary)
     panoptic = PanopticTally(dataset.categories)
-    for index, found in enumerate(predictions(runtime, dataset, options, show=show)):
+    for index, found in enumerate(predictions(runtime, dataset, options, show=show, scores=calibration is not None)):
         where = dataset.names[index]
         if isinstance(found, SemanticMap):
-            semantic.add(dataset.semantic(index).labels, found.labels, image=index, where=where)
+            truth = dataset.semantic(index).labels
+            semantic.add(truth, found.labels, image=index, where=where)
+            if calibration is not None and found.scores is not None:
+                scored = (truth != IGNORE_INDEX) & (found.labels != IGNORE_INDEX)
+                calibration.add(found.scores.max(axis=0)[scored], (found.labels == truth)[scored])
         elif isinstance(found, PanopticMap):
             panoptic.add(dataset.panoptic(index), found, where=where)
     return panoptic if runtime.card.task == "panoptic" else semantic
@@ -235,9 +242,15 @@ def predict_dataset(
 
 
 def predictions(
-    runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None
+    runtime: Runtime,
+    dataset: Dataset,
+    options: EvaluateOptions | None = None,
+    *,
+    show: bool | None = None,
+    scores: bool = False,
 ) -> Iterator[Prediction]:
-    """What the model answers for every image of `dataset` in turn, in pixels of the originals, with the labels of `dataset`.
+    """What the model answers for every image of `dataset` in turn, in pixels of the originals, with the labels of `dataset`;
+    with `scores` also the probabilities of a map of classes, where it is not tiled.
 
     Raises:
         EvaluationError: model and data have no class in common.
@@ -248,7 +261,9 @@ def predictions(
     counting = (
         DecodeOptions()
         if runtime.card.task == "panoptic"
-        else DecodeOptions(score=options.score, nms_iou=options.nms_iou, most=_most(dataset, options), multi_label=True)
+        else DecodeOptions(
+            score=options.score, nms_iou=options.nms_iou, most=_most(dataset, options), multi_label=True, scores=scores
+        )
     )
     starts = range(0, len(dataset), options.batch)
     for start in track(starts, "evaluating", show=show):
@@ -258,7 +273,7 @@ def predictions(
             found = [predict_image(runtime, dataset.image(index), tiling, decoding=counting) for index in indices]
         else:
             found = predict_batch(runtime, [dataset.image(index) for index in indices], counting)
-        yield from (_relabel(item, labels) for item in found)
+        yield from (_relabel(item, labels, len(dataset.categories)) for item in found)
 
 
 def match_classes(card: ModelCard, categories: Sequence[Category]) -> Int:
@@ -284,7 +299,7 @@ def _most(dataset: Dataset, options: EvaluateOptions) -> int:
     return max(_MOST, 3 * int(objects.max(initial=0)))
 
 
-def _relabel(found: Prediction, labels: Int) -> Prediction:
+def _relabel(found: Prediction, labels: Int, classes: int) -> Prediction:
     """The prediction with labels of the data; objects of other classes go, segments become void, pixels become no class."""
     if isinstance(found, Instances):
         changed = replace(found, labels=labels[found.labels])
@@ -292,7 +307,11 @@ def _relabel(found: Prediction, labels: Int) -> Prediction:
     if isinstance(found, SemanticMap):
         table = np.full(max(len(labels), IGNORE_INDEX) + 1, IGNORE_INDEX, dtype=found.labels.dtype)
         table[: len(labels)] = np.where(labels >= 0, labels, IGNORE_INDEX)
-        return SemanticMap(table[found.labels])
+        scores = None
+        if found.scores is not None:
+            scores = np.zeros((classes, *found.labels.shape), dtype=np.float32)
+            scores[labels[labels >= 0]] = found.scores[labels >= 0]
+        return SemanticMap(table[found.labels], scores)
     segments = tuple(replace(item, label=int(labels[item.label])) for item in found.segments if labels[item.label] >= 0)
     known = np.isin(found.ids, [item.id for item in segments])
     return PanopticMap(np.where(known, found.ids, 0).astype(np.int32), segments)

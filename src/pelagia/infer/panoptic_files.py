@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from pelagia.core.types import PanopticMap
+from pelagia.core.types import Category, PanopticMap
+from pelagia.data.dataset import Dataset
 from pelagia.data.formats.panoptic_json import PanopticFile, read_panoptic
 from pelagia.errors import EvaluationError
 from pelagia.infer.match_images import ImageStems, MapList, refuse_all, refuse_size, stem_of
 
-__all__ = ["PanopticFile", "pair_panoptic", "read_panoptic"]
+__all__ = ["PanopticFile", "TrueMaps", "pair_panoptic", "read_panoptic"]
 
 
-def pair_panoptic(predicted: PanopticFile, truth: PanopticFile) -> tuple[Sequence[tuple[PanopticMap, PanopticMap]], list[str]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class TrueMaps:
+    """The true panoptic maps of N images of a data set, as `PanopticFile` has them: `names`, `image_ids` [N], `map(index)`."""
+
+    names: Sequence[str]
+    image_ids: Sequence[int | str]
+    categories: tuple[Category, ...]
+    map: Callable[[int], PanopticMap]
+    listed: bool = True
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> TrueMaps:
+        """Those of a data set of the task `panoptic`."""
+        return cls(dataset.names, dataset.image_ids.tolist(), dataset.categories, dataset.panoptic)
+
+
+def pair_panoptic(
+    predicted: PanopticFile, truth: PanopticFile | TrueMaps
+) -> tuple[Sequence[tuple[PanopticMap, PanopticMap]], list[str]]:
     """(truth, prediction) of every image of `truth`, in its order, with the labels of `truth`; read when asked for.
 
     Beside them, the names of predicted images that `truth` does not have: they are left out. A missing prediction is all void.
@@ -54,18 +76,18 @@ def pair_panoptic(predicted: PanopticFile, truth: PanopticFile) -> tuple[Sequenc
     return MapList(partial(_pair, predicted, truth, partner, labels), len(truth)), unknown
 
 
-def _by_name(predicted: PanopticFile, truth: PanopticFile) -> list[int | None]:
+def _by_name(predicted: PanopticFile, truth: PanopticFile | TrueMaps) -> list[int | None]:
     stems = ImageStems(truth.names, predicted.path)
     return [stems.find(stem_of(name)) for name in predicted.names]
 
 
-def _by_id(predicted: PanopticFile, truth: PanopticFile) -> list[int | None]:
+def _by_id(predicted: PanopticFile, truth: PanopticFile | TrueMaps) -> list[int | None]:
     places = {image: place for place, image in enumerate(truth.image_ids)}
     return [places.get(image) for image in predicted.image_ids]
 
 
 def _pair(
-    predicted: PanopticFile, truth: PanopticFile, partner: Mapping[int, int], labels: Sequence[int], index: int
+    predicted: PanopticFile, truth: PanopticFile | TrueMaps, partner: Mapping[int, int], labels: Sequence[int], index: int
 ) -> tuple[PanopticMap, PanopticMap]:
     true = truth.map(index)
     if index not in partner:

@@ -11,12 +11,22 @@ from typing import Literal, TypeAlias
 from pelagia.core.image import IMAGE_SUFFIXES
 from pelagia.core.types import TASKS, Task
 
-__all__ = ["RESULTS_FILE", "MapKind", "is_predictions", "map_kind", "maps_of", "results_file", "results_task"]
+__all__ = ["RESULTS_FILE", "MapKind", "is_model", "is_predictions", "map_kind", "maps_of", "results_file", "results_task"]
 
 #: What `pelagia predict` writes.
 RESULTS_FILE = "results.json"
 
 MapKind: TypeAlias = Literal["label-images", "semantic", "panoptic"]
+
+
+#: What weights are stored in.
+_WEIGHTS = (".onnx", ".safetensors", ".pt", ".pth", ".bin")
+
+
+def is_model(source: str | Path) -> bool:
+    """Whether `source` is called like weights, or is a folder that holds a run of training."""
+    path = Path(source)
+    return path.suffix.lower() in _WEIGHTS or (path.is_dir() and _is_run(path))
 
 
 def results_file(source: str | Path) -> Path | None:
@@ -57,9 +67,11 @@ def _is_run(folder: Path) -> bool:
 def map_kind(source: str | Path, compare: str) -> MapKind | None:
     """Which of these kinds `source` is to be scored as: what `compare` says, or what it looks like; None for anything else.
 
-    Results of `pelagia predict` are what their model answers with; a folder of images holds label images, unless semantic maps
-    are asked for; a JSON file with `segments_info` is panoptic.
+    A model is none of them, whatever it answers. Results of `pelagia predict` are what their model answers with; a folder of
+    images holds label images, unless semantic maps are asked for; a JSON file with `segments_info` is panoptic.
     """
+    if is_model(source):
+        return None
     if compare in ("label-images", "semantic", "panoptic"):
         return compare  # type: ignore[return-value]
     path = Path(source)

@@ -13,13 +13,8 @@ from pelagia.core.types import Instances
 from pelagia.data.dataset import Dataset
 from pelagia.errors import ImageError
 from pelagia.infer.assess import Assessment
-from pelagia.infer.maps import MapScores
 from pelagia.infer.objects import instances_of
-from pelagia.metrics.bootstrap import Difference, Interval, Key
 from pelagia.metrics.detection import Evidence
-from pelagia.metrics.label_images import LabelImageResult
-from pelagia.metrics.panoptic import PanopticResult
-from pelagia.metrics.semantic_result import SemanticResult
 from pelagia.metrics.thresholds import ThresholdRule
 from pelagia.report.detection import detection_sections
 from pelagia.report.evaluation import (
@@ -38,19 +33,15 @@ from pelagia.report.evaluation_plots import (
     error_bars,
     interval_plot,
     reliability_diagram,
-    semantic_confusion,
     size_bars,
 )
 from pelagia.report.html import Gallery, Picture, Section, write_report
 from pelagia.report.plots import counts_scatter, detection_plots
 
-__all__ = ["write_evaluation", "write_maps"]
+__all__ = ["write_evaluation"]
 
 #: Rules whose thresholds stand side by side.
 _RULES = ("f1", "count", "precision=0.9", "recall=0.9")
-
-#: The number that is compared class by class, or threshold by threshold.
-_COMPARED: dict[type, str] = {LabelImageResult: "F1", SemanticResult: "IoU", PanopticResult: "PQ"}
 
 #: Worst images that are drawn.
 _DRAWN = 12
@@ -85,35 +76,10 @@ def write_evaluation(folder: Path, evidence: Evidence, assessment: Assessment, d
         title = f"By the rules of {'DOTA' if voc.kind == 'oriented' else f'Pascal VOC {voc.year}'}"
         sections += table_sections(title, [("mAP", voc.map)], voc.class_rows(), text=f"At an IoU above {voc.iou:g}.")
     if assessment.intervals is not None:
-        sections += interval_sections(
-            assessment.intervals, {"intervals": interval_plot(assessment.intervals, folder / "intervals.png")}
-        )
+        plot = interval_plot(assessment.intervals, folder / "intervals.png", level=assessment.level)
+        sections += interval_sections(assessment.intervals, {"intervals": plot}, level=assessment.level)
     if assessment.differences is not None:
-        sections += comparison_sections(assessment.differences)
-    return write_report(folder / "report.html", "Evaluation", sections, subtitle=subtitle)
-
-
-def write_maps(
-    folder: Path,
-    result: MapScores,
-    sure: Mapping[Key, Interval] | None = None,
-    differences: Mapping[Key, Difference] | None = None,
-    *,
-    subtitle: str = "",
-) -> Path:
-    """Write report.html of a score of label images, semantic or panoptic maps, with intervals and a comparison if given; returns
-    its path."""
-    rows = result.threshold_rows() if isinstance(result, LabelImageResult) else result.class_rows()
-    caption = "By IoU threshold." if isinstance(result, LabelImageResult) else "Per class."
-    plots = {}
-    if isinstance(result, SemanticResult):
-        plots["confusion"] = semantic_confusion(result, folder / "confusion.png")
-    sections = table_sections("Accuracy", result.summary(), rows, plots, caption=caption)
-    part = "threshold" if isinstance(result, LabelImageResult) else "class"
-    if sure is not None:
-        sections += interval_sections(sure, part=part)
-    if differences is not None:
-        sections += comparison_sections(differences, number=_COMPARED[type(result)], part=part)
+        sections += comparison_sections(assessment.differences, level=assessment.level)
     return write_report(folder / "report.html", "Evaluation", sections, subtitle=subtitle)
 
 
