@@ -188,7 +188,8 @@ class RunFolder:
             pairs = [(index, each) for index, item in objects for each in (dataset.truth(index, masks=masks), item)]
             fitted = (_fitted(dataset.image(index), each) for index, each in pairs)
             pictures = [draw.draw_instances(image, objects, dataset.class_names) for image, objects in fitted]
-            core_image.write(self.path / "val_predictions.png", contact_sheet(pictures, columns=4))
+            if pictures:  # maps are not objects
+                core_image.write(self.path / "val_predictions.png", contact_sheet(pictures, columns=4))
 
         if self.first:
             self._later["predictions"] = work
