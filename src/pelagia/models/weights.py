@@ -56,6 +56,7 @@ class Published:
 _TORCHVISION = "https://download.pytorch.org/models/"
 _BSD = "BSD-3-Clause"
 _COCO = "torchvision, trained on COCO train2017"
+_VOC = "torchvision, trained on the images of COCO train2017 that hold the classes of Pascal VOC"
 #: With batch norms that are fixed, as they were when the weights were made; stem and first stage stay as they are.
 _FROZEN = {"norm": "frozen", "norm_epsilon": 0.0, "trainable_stages": 3}
 
@@ -96,6 +97,8 @@ PUBLISHED: dict[str, Published] = {
         _COCO,
         _FROZEN,
     ),
+    "fcn": Published(f"{_TORCHVISION}fcn_resnet50_coco-1167a1af.pth", "1167a1af", _BSD, "mean IoU 60.5", _VOC),
+    "deeplabv3": Published(f"{_TORCHVISION}deeplabv3_resnet50_coco-cd0a2569.pth", "cd0a2569", _BSD, "mean IoU 66.4", _VOC),
 }
 
 
