@@ -24,6 +24,7 @@ from pelagia.export.onnx import TOLERANCE, export_onnx
 from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime
 from pelagia.models import checkpoint
 from pelagia.models.model import Model
+from pelagia.models.regions.faster_rcnn import TwoStage
 from pelagia.models.registry import entry
 from pelagia.models.runtime import TorchRuntime
 
@@ -146,3 +147,25 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         load(tmp_path / "best.onnx").export(tmp_path / "again.onnx")
     with pytest.raises(OptionError):
         load(tmp_path / "best.safetensors").export(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "task"), [("faster-rcnn", "detect"), ("mask-rcnn", "instance"), ("keypoint-rcnn", "keypoints")])
+def test_two_stage_graphs_suppress_and_pool(name: str, task: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    points = {"keypoints": ("left", "right", "tail")} if task == "keypoints" else {}
+    classes = [Category(index, str(index), **points) for index in range(3)]
+    model = create_model(name, classes, task=task, input_size=SIZE, options=dict(entry(name).tiny))
+    assert isinstance(model, TwoStage)
+    with torch.no_grad():  # or all scores are alike
+        for layer in (model.rpn.objectness, model.rpn.offsets, *model.box_head.classes.values()):
+            layer.weight.mul_(20)
+    report = export_onnx(model.eval(), tmp_path / "m.onnx")
+    extra = {"instance": {"masks"}, "keypoints": {"heatmaps"}}.get(task, set())
+    assert set(report.outputs) == {"boxes", "scores", "labels"} | extra
+    assert all(item.relative <= TOLERANCE for item in report.outputs.values())
+    kinds = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert {"NonMaxSuppression", "RoiAlign"} <= kinds
+    found = OnnxRuntime(tmp_path / "m.onnx", threads=1).run(np.zeros((2, 3, *SIZE), dtype=np.float32))
+    assert found["boxes"].shape == (2, 20, 4)
+    with torch.inference_mode():
+        assert int((model(torch.rand(2, 3, *SIZE))["scores"] > 0).sum()) >= 20

@@ -109,7 +109,8 @@ class TrainOptions:
     )
     backbone: str = field(default="", metadata=_help("Another backbone for the model, such as timm:resnet18.a1_in1k."))
     pretrained: bool = field(
-        default=False, metadata=_help("Fetch the weights of the timm backbone: the one option here that asks the network.")
+        default=False,
+        metadata=_help("Fetch published weights, the model's or the timm backbone's: the one option that asks the network."),
     )
 
     model_options: tuple[str, ...] = field(

@@ -26,6 +26,7 @@ from pelagia.infer.runtimes import cpu_count
 from pelagia.models.foreign import load_any
 from pelagia.models.model import Model
 from pelagia.models.registry import create
+from pelagia.models.weights import PUBLISHED, fetch
 from pelagia.train.data import measure_window
 from pelagia.train.distributed import Group
 from pelagia.train.options import TrainOptions
@@ -228,8 +229,10 @@ def start_model(options: TrainOptions, train: Dataset, device: torch.device, kno
         ModelError, OptionError, CheckpointError: the network cannot be built, or the weights do not fit.
     """
     torch.manual_seed(options.seed)
+    published = PUBLISHED.get(options.model) if options.pretrained and not options.backbone else None
+    own = {**(published.options if published is not None else {}), **options.own_options()}
     try:
-        model = create(options.model, train.categories, train.task, input_size=options.imgsz, options=options.own_options())
+        model = create(options.model, train.categories, train.task, input_size=options.imgsz, options=own)
     except ModelError as error:
         raise OptionError(f"{error.reason} (--imgsz {options.imgsz}, --task {train.task})", where=options.model) from error
     report, facts = None, {}
@@ -238,7 +241,13 @@ def start_model(options: TrainOptions, train: Dataset, device: torch.device, kno
     else:
         card = replace(model.card, licence="the trainer's choice (trained from random weights)", source="")
         base = model.card.normalisation
-        if options.pretrained:
+        if published is not None:
+            source = load_any(fetch(published))
+            report = transfer(model, source.state_dict(), source.card.class_names, where=published.url)
+            base = source.card.normalisation
+            card = replace(card, licence=published.licence, source=f"{published.source}, {published.file_name}")
+            facts = {"file": published.url, "licence": published.licence, **report.to_dict()}
+        elif options.pretrained:
             licence = _pretrain(model)
             means = timm.get_pretrained_cfg(options.backbone.removeprefix("timm:"))
             base = replace(base, mean=tuple(means.mean), std=tuple(means.std))  # what the backbone was trained with

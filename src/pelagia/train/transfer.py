@@ -75,7 +75,8 @@ def _class_tensors(model: Model) -> set[str]:
     for name, module in model.named_modules():
         if "classes" in name.split(".") and isinstance(module, nn.Conv2d | nn.Linear):
             out = module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
-            if out in (count, count + 1) and module.bias is not None:  # before a norm there is none
+            # With four offsets per class and background in two-stage detectors. Before a norm there is no bias.
+            if out in (count, count + 1, 4 * (count + 1)) and module.bias is not None:
                 chosen |= {f"{name}.weight", f"{name}.bias"}
     return chosen
 
