@@ -312,3 +312,16 @@ def test_wrong_outputs_of_the_tasks_are_named(task: str, change: Any, message: s
 def test_an_input_that_the_strides_do_not_divide_is_refused() -> None:
     with pytest.raises(ModelError, match="multiple of 32"):
         anchors((64, 100))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_nothing_found_has_the_shape_of_something_found(task: str) -> None:
+    card = make_card(task)
+    outputs = random_outputs(card, 1, 0)
+    outputs["scores"][:] = -20.0
+    found = decode_grids(outputs, [Frame.identity(96, 64)], card, DecodeOptions())[0]
+    assert len(found) == 0
+    assert (found.masks == ()) == (task == "instance")
+    if task == "keypoints":
+        assert found.keypoints is not None
+        assert found.keypoints.shape == (0, 3, 3)

@@ -230,7 +230,7 @@ def _masks(
 
 def _points(raw: NDArray[Any], centres: Float, strides: Float) -> Float:
     """[3 P, n] -> [n, P, 3], x, y in network pixels and score."""
-    values = raw.reshape(-1, 3, raw.shape[1]).astype(np.float64).transpose(2, 0, 1)  # [n, P, 3]
+    values = raw.reshape(raw.shape[0] // 3, 3, raw.shape[1]).astype(np.float64).transpose(2, 0, 1)  # [n, P, 3]
     found = np.empty(values.shape)
     found[..., :2] = (2 * values[..., :2] - 0.5) * strides[:, None, None] + centres[:, None]
     found[..., 2] = _sigmoid(values[..., 2])

@@ -261,7 +261,7 @@ def _facts(
 def _look_at(batch: Batch, engine: Engine, folder: RunFolder) -> None:
     """The first batch with its labels as a picture, since most mistakes in data show there; images that could not be read."""
     if engine.progress.step == 0:
-        folder.batch_picture(batch, engine.model.card.class_names)
+        folder.batch_picture(batch, engine.model.card.categories)
     for name, reason in batch.skipped:
         folder.say(f"skipped {name}: {reason}")
 

@@ -28,21 +28,19 @@ import torch
 from numpy.typing import NDArray
 
 import pelagia
-from pelagia.core import draw, files
+from pelagia.core import files
 from pelagia.core import image as core_image
-from pelagia.core.types import Instances, Prediction
+from pelagia.core.types import Category, Prediction
 from pelagia.data.dataset import Dataset
-from pelagia.data.geometry import Keep, follow
-from pelagia.errors import OptionError, TrainingError
-from pelagia.models.model import Targets
+from pelagia.errors import OptionError
 from pelagia.report.plots import training_curves
 from pelagia.train.data import Batch
 from pelagia.train.options import CONFIG_NAME, TrainOptions
+from pelagia.train.pictures import batch_truths, contact_sheet, picture, stored_images, truth_of
 
-__all__ = ["Run", "RunFolder", "batch_truths", "contact_sheet", "default_folder", "versions"]
+__all__ = ["Run", "RunFolder", "default_folder", "device_name", "versions"]
 
-#: Longer side in pixels of a picture on a sheet, and most pictures of a batch.
-_PICTURE_SIDE = 400
+#: Most pictures of a batch.
 _MOST_PICTURES = 16
 
 #: At least so many seconds between two drawings, but for the last.
@@ -170,37 +168,32 @@ class RunFolder:
             self._later.clear()
             self._drawn = time.monotonic()
 
-    def batch_picture(self, batch: Batch, classes: Sequence[str], name: str = "train_batch.png") -> Path:
+    def batch_picture(self, batch: Batch, categories: Sequence[Category], name: str = "train_batch.png") -> Path:
         """The images of a batch with their labels, as the network gets them."""
         path = self.path / name
         if self.first:
-            shown = zip(_stored(batch)[:_MOST_PICTURES], batch_truths(batch.targets), strict=False)
-            drawn = [draw.draw_instances(*_fitted(np.ascontiguousarray(image), truth), classes) for image, truth in shown]
-            core_image.write(path, contact_sheet(drawn))
+            shown = zip(stored_images(batch)[:_MOST_PICTURES], batch_truths(batch.targets), strict=False)
+            core_image.write(path, contact_sheet([picture(image, truth, categories) for image, truth in shown]))
         return path
 
     def predictions(self, dataset: Dataset, found: Sequence[Prediction]) -> None:
         """`val_predictions.png`: pairs of truth (left) and prediction (right) of the first images; drawn later as `curves`."""
 
         def work() -> None:
-            masks = dataset.task == "instance"
-            objects = [(index, item) for index, item in enumerate(found) if isinstance(item, Instances)]
-            pairs = [(index, each) for index, item in objects for each in (dataset.truth(index, masks=masks), item)]
-            fitted = (_fitted(dataset.image(index), each) for index, each in pairs)
-            pictures = [draw.draw_instances(image, objects, dataset.class_names) for image, objects in fitted]
-            if pictures:  # maps are not objects
-                core_image.write(self.path / "val_predictions.png", contact_sheet(pictures, columns=4))
+            pairs = [(index, each) for index, item in enumerate(found) for each in (truth_of(dataset, index), item)]
+            pictures = [picture(dataset.image(index), each, dataset.categories) for index, each in pairs]
+            core_image.write(self.path / "val_predictions.png", contact_sheet(pictures, columns=4))
 
         if self.first:
             self._later["predictions"] = work
             self.draw(pause_s=PAUSE_S)
 
-    def save_bad_batch(self, batch: Batch, classes: Sequence[str], step: int, rank: int) -> Path:
+    def save_bad_batch(self, batch: Batch, categories: Sequence[Category], step: int, rank: int) -> Path:
         """The batch whose loss was not finite, as arrays (`.npz`) and as a picture."""
         base = self.path / f"nonfinite_step{step}_rank{rank}"
         targets = batch.targets
         arrays: dict[str, NDArray[Any]] = {
-            "images": np.stack(_stored(batch)),
+            "images": np.stack(stored_images(batch)),
             "batch": targets.batch.numpy(),
             "labels": targets.labels.numpy(),
             "boxes": targets.boxes.numpy(),
@@ -210,59 +203,8 @@ class RunFolder:
             arrays["oriented"] = targets.oriented.numpy()
         with files.atomic_write(base.with_suffix(".npz")) as stream:
             np.savez_compressed(stream, allow_pickle=False, **arrays)
-        RunFolder(self.path).batch_picture(batch, classes, base.with_suffix(".png").name)
+        RunFolder(self.path).batch_picture(batch, categories, base.with_suffix(".png").name)
         return base.with_suffix(".npz")
-
-
-def _stored(batch: Batch) -> list[NDArray[Any]]:
-    """B images [H, W, 3] as they were stored."""
-    pixels = batch.images.permute(0, 2, 3, 1).cpu().numpy()
-    if pixels.dtype != np.uint8:
-        pixels = pixels.astype(np.uint16)
-    return list(pixels)
-
-
-def batch_truths(targets: Targets) -> list[Instances]:
-    """The truth of each image of a batch, in pixels of the network's input; boxes that are not finite are left out."""
-    truths = []
-    for image in range(targets.size):
-        rows = targets.batch == image
-        boxes = targets.boxes[rows].numpy().astype(np.float64)
-        oriented = None if targets.oriented is None else targets.oriented[rows].numpy().astype(np.float64)
-        truth = Instances(
-            labels=targets.labels[rows].numpy(),
-            boxes=boxes,
-            oriented=oriented,
-            keypoints=None if targets.keypoints is None else targets.keypoints[rows].numpy().astype(np.float64),
-            ignore=targets.ignore[rows].numpy(),
-        )
-        truths.append(truth.select(np.flatnonzero(np.isfinite(boxes).all(axis=1))))
-    return truths
-
-
-def _fitted(image: NDArray[Any], objects: Instances) -> tuple[NDArray[Any], Instances]:
-    """The image at the size of a picture, and its objects there: labels drawn afterwards keep a size that one can read."""
-    scale = _PICTURE_SIDE / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    matrix = np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]])
-    moved = follow(objects, matrix, (image.shape[1], image.shape[0]), (0, 0, *size), Keep(0.0, 0.0))
-    return core_image.warp(image, matrix, size), moved
-
-
-def contact_sheet(pictures: Sequence[NDArray[np.uint8]], columns: int | None = None) -> NDArray[np.uint8]:
-    """Pictures side by side in rows on a light ground, centred in cells of the size of the largest."""
-    if not pictures:
-        raise TrainingError("no picture to show")
-    columns = columns or int(np.ceil(np.sqrt(len(pictures))))
-    rows, gap = -(-len(pictures) // columns), 6
-    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 240, dtype=np.uint8)
-    for number, picture in enumerate(pictures):
-        h, w = picture.shape[:2]
-        top = gap + (number // columns) * (height + gap) + (height - h) // 2
-        left = gap + (number % columns) * (width + gap) + (width - w) // 2
-        sheet[top : top + h, left : left + w] = picture
-    return sheet
 
 
 def device_name(device: torch.device) -> str:

@@ -151,7 +151,7 @@ def take_step(engine: Engine, batch: Batch, folder: RunFolder) -> dict[str, floa
 
 def _non_finite(engine: Engine, batch: Batch, values: dict[str, float], folder: RunFolder) -> NonFiniteLossError:
     """Save the batch and say which images were in it."""
-    path = folder.save_bad_batch(batch, engine.model.card.class_names, engine.progress.step, engine.group.rank)
+    path = folder.save_bad_batch(batch, engine.model.card.categories, engine.progress.step, engine.group.rank)
     bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
     return NonFiniteLossError(
         f"{bad} became NaN or infinite at step {engine.progress.step}. The batch is saved here and as a picture beside it; its "
