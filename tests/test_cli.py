@@ -147,7 +147,11 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models") == 0
-    assert "2,624,080" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "2,624,080" in output
+    assert output.count("YOLO11 (no paper") == 1  # sizes stand together
+    assert "AGPL-3.0" in output
+    assert all(len(line) <= 120 for line in output.splitlines())
     assert run("models", "--task", "oriented", "--json") == 0
     assert all("oriented" in entry["tasks"] for entry in json.loads(capsys.readouterr().out))
 

@@ -209,6 +209,14 @@ def test_training_curves_show_what_is_a_number(tmp_path: Path) -> None:
     assert picture(training_curves([], tmp_path / "c.png")).std() > 0
 
 
+@pytest.mark.parametrize("name", ["miou", "dice", "pixel_accuracy", "pq", "sq", "rq", "pq_things", "pq_stuff", "masks/ap50"])
+def test_training_curves_show_the_scores_of_every_task(tmp_path: Path, name: str) -> None:
+    rows = [{"epoch": epoch, "loss": 1.0, name: 0.5} for epoch in range(3)]
+    with_score = picture(training_curves(rows, tmp_path / "c.png"))
+    without = picture(training_curves([{"epoch": row["epoch"], "loss": 1.0} for row in rows], tmp_path / "c.png"))
+    assert with_score.shape[1] > without.shape[1]  # a panel of its own
+
+
 def test_counts_scatter(tmp_path: Path) -> None:
     assert blue(picture(counts_scatter([], [], tmp_path / "c.png"))) < 5
     assert picture(counts_scatter([1, 20], [2, 18], tmp_path / "c.png", names=["a", "b"])).std() > 5

@@ -28,6 +28,7 @@ from pelagia.infer.predict import FileResult
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.result_pictures import draw_result
 from pelagia.infer.results import ResultWriter, image_dict
+from pelagia.train.run import RunFolder
 from tiny_onnx import tiny_card
 
 WIDTH, HEIGHT = 100, 80
@@ -347,3 +348,15 @@ def test_written_label_images_open_as_a_data_set(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.semantic(0).labels, found.labels)
     convert(data, tmp_path / "again", "labels")
     assert (tmp_path / "again" / "categories.json").read_text() == (tmp_path / "out" / "categories.json").read_text()
+
+
+def test_pictures_of_validation_show_maps_beside_their_truth(tmp_path: Path) -> None:
+    save(tmp_path / "data", card_of("semantic", SEMANTIC), {"a.png": class_map(0)})
+    write(tmp_path / "data" / "images" / "a.png", np.full((HEIGHT, WIDTH), 100, np.uint8))
+    data = open_dataset(tmp_path / "data", format="labels", task="semantic")
+    folder = RunFolder(tmp_path / "run")
+    folder.predictions(data, [class_map(1)])
+    folder.draw()
+    sheet = read(tmp_path / "run" / "val_predictions.png")
+    assert sheet.shape[1] > 2 * 400  # truth and prediction side by side, enlarged
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 4

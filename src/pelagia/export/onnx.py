@@ -134,11 +134,13 @@ def compare_runtime(model: Model, runtime: OnnxRuntime) -> dict[str, Difference]
         if runtime.card.decoder == "regions":
             got = _paired(got, expected)
         for name, value in expected.items():
-            absolute = np.abs(got[name].astype(np.float64) - value)
-            relative = absolute / (1 + np.abs(value))
+            wanted = value.astype(np.float64)  # whole numbers and truth values are compared like the others
+            absolute = np.abs(got[name].astype(np.float64) - wanted)
+            relative = absolute / (1 + np.abs(wanted))
             before = found.get(name, Difference(0.0, 0.0))
             found[name] = Difference(
-                float(np.maximum(before.absolute, absolute.max())), float(np.maximum(before.relative, relative.max()))
+                float(np.maximum(before.absolute, absolute.max(initial=0))),
+                float(np.maximum(before.relative, relative.max(initial=0))),
             )
     return found
 

@@ -18,7 +18,7 @@ from pelagia.data.geometry import warp_mask
 from pelagia.errors import ImageError
 from pelagia.infer.predict import FileResult
 
-__all__ = ["PICTURE_PIXELS", "draw_result", "picture_names", "relative_names"]
+__all__ = ["PICTURE_PIXELS", "draw_result", "picture_names", "relative_names", "scaled"]
 
 #: Annotated pictures of larger images are shrunk to this many pixels.
 PICTURE_PIXELS = 50_000_000
@@ -41,13 +41,13 @@ def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path
     if scale < 1:
         size = max(round(result.width * scale), 1), max(round(result.height * scale), 1)
         image = warp(image, np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]]), size)
-        found = _shrunk(found, scale, size)
+        found = scaled(found, scale, size)
     write(target, draw_prediction(image, found, card.categories))
     return Path(target)
 
 
-def _shrunk(found: Prediction, scale: float, size: tuple[int, int]) -> Prediction:
-    """What was found, in a picture `scale` times as large, of `size` (width, height): maps by the nearest pixel."""
+def scaled(found: Prediction, scale: float, size: tuple[int, int]) -> Prediction:
+    """What was found, in a picture `scale` times as large, of `size` (width, height): masks and maps by the nearest pixel."""
     if isinstance(found, SemanticMap):
         return SemanticMap(found.labels[np.ix_(*_nearest(found.labels.shape, scale, size))])
     if isinstance(found, PanopticMap):

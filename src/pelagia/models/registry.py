@@ -44,6 +44,8 @@ class Entry:
         gflops: 2 x multiply-additions / 1e9 of one forward pass at `input_size` with 80 classes, by task.
         input_size: side in pixels that its authors train with, by task.
         weights_licence: of the published weights; empty if there are none to read.
+        exports: whether it can be written as ONNX: `yes`; `not for the web` where the graph holds its own suppression and
+            RoIAlign, which runtimes in browsers lack; or `no: ` and the reason.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Entry:
     gflops: Mapping[str, float] = field(default_factory=dict)
     input_size: Mapping[str, int] = field(default_factory=dict)
     weights_licence: str = ""
+    exports: str = "yes"
 
 
 _entries: dict[str, Entry] = {}

@@ -220,8 +220,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, *, x: s
 
     Args:
         rows: one mapping per record, as read from the run's metrics file. Nested mappings become names joined by "/". What is
-            no number, and what is named neither like a loss, a score (ap, ar, f1, precision, recall) nor a learning rate, is
-            left out.
+            no number, and what is named neither like a loss, a score (ap, ar, f1, precision, recall, miou, dice, accuracy, pq,
+            sq, rq) nor a learning rate, is left out.
     """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {"loss": {}, "score": {}, "learning rate": {}}
     for position, row in enumerate(rows):
@@ -248,7 +248,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: str | Path, *, x: s
     return save_figure(figure, path)
 
 
-_SCORES = {"ap", "ar", "f1", "precision", "recall", "map", "fitness"}
+#: Parts of names, before any digits, that say "a score".
+_SCORES = {"ap", "ar", "f1", "precision", "recall", "map", "fitness", "miou", "iou", "dice", "accuracy", "pq", "sq", "rq"}
 
 
 def _panel(name: str) -> str | None:

@@ -30,6 +30,7 @@ _FASTER: dict[str, Any] = {
     "tasks": ("detect",),
     "input_size": {"detect": 800},
     "weights_licence": _LICENCE,
+    "exports": "not for the web",
 }
 _MASK: dict[str, Any] = {
     "builder": "pelagia.models.regions.mask_rcnn:MaskRCNN",
@@ -41,6 +42,7 @@ _MASK: dict[str, Any] = {
     "url": "https://arxiv.org/abs/1703.06870",
     "input_size": {"instance": 800},
     "weights_licence": _LICENCE,
+    "exports": "not for the web",
 }
 _BENCHMARKING: dict[str, Any] = {
     "title": "Benchmarking Detection Transfer Learning with Vision Transformers",
