@@ -61,10 +61,12 @@ def test_a_missing_class_counts_against_the_model(tmp_path: Path, runtime: OnnxR
     assert result.ap50 == pytest.approx(0.5)
 
 
-def test_large_images_are_tiled_if_asked_for(tmp_path: Path, runtime: OnnxRuntime) -> None:
+def test_large_images_are_tiled_unless_told_otherwise(tmp_path: Path, runtime: OnnxRuntime) -> None:
     data = bright(tmp_path, 2, side=320, per_image=150)
-    assert evaluate(runtime, data, EvaluateOptions(tiled=True), show=False).ap == pytest.approx(1.0)
-    assert evaluate(runtime, data, show=False).ap50 < 0.5  # shrunk five times, cells are under two pixels
+    assert evaluate(runtime, data, show=False).ap == pytest.approx(1.0)
+    assert (
+        evaluate(runtime, data, EvaluateOptions(tiled=False), show=False).ap50 < 0.5
+    )  # shrunk five times, cells are under two pixels
 
 
 def test_crowded_images_are_not_cut(tmp_path: Path, runtime: OnnxRuntime) -> None:
@@ -103,6 +105,7 @@ def test_the_scale_of_training(tmp_path: Path) -> None:
     data = bright(tmp_path, 3)
     assert training_scale(data) == {"image_size": [64, 64], "object_px": 8.0}
     assert training_scale(data.subset([])) == {}
+    assert training_scale(data, windows=True) == {"full_resolution": True, "object_px": 8.0}
 
 
 def test_thresholds_are_chosen_for_predictions_as_predict_makes_them(tmp_path: Path) -> None:

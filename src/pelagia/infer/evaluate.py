@@ -23,7 +23,7 @@ from pelagia.decode import DecodeOptions
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.objects import KINDS, predicted_objects, truth_objects
-from pelagia.infer.predict import PredictOptions, objects_of, predict_batch, predict_image
+from pelagia.infer.predict import PredictOptions, is_tiled, objects_of, predict_batch, predict_image
 from pelagia.infer.progress import track
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.runtimes import Runtime
@@ -79,8 +79,8 @@ class EvaluateOptions:
     )
     batch: int = field(default=16, metadata={"help": "Images per step."})
     tiled: bool = field(
-        default=False,
-        metadata={"help": "Predict large images in overlapping tiles, as `predict` does, instead of shrinking them."},
+        default=True,
+        metadata={"help": "Predict large images in overlapping tiles, as `predict` does; --no-tiled shrinks them."},
     )
 
     def __post_init__(self) -> None:
@@ -268,12 +268,14 @@ def predictions(
     starts = range(0, len(dataset), options.batch)
     for start in track(starts, "evaluating", show=show):
         indices = range(start, min(start + options.batch, len(dataset)))
-        if options.tiled:
-            tiling = PredictOptions(batch=options.batch)
-            found = [predict_image(runtime, dataset.image(index), tiling, decoding=counting) for index in indices]
-        else:
-            found = predict_batch(runtime, [dataset.image(index) for index in indices], counting)
-        yield from (_relabel(item, labels, len(dataset.categories)) for item in found)
+        images = [dataset.image(index) for index in indices]
+        large = [options.tiled and is_tiled((image.shape[1], image.shape[0]), runtime.card) for image in images]
+        whole = [image for image, tiled in zip(images, large, strict=True) if not tiled]
+        found = iter(predict_batch(runtime, whole, counting) if whole else [])
+        tiling = PredictOptions(batch=options.batch)
+        for image, tiled in zip(images, large, strict=True):
+            item = predict_image(runtime, image, tiling, decoding=counting) if tiled else next(found)
+            yield _relabel(item, labels, len(dataset.categories))
 
 
 def match_classes(card: ModelCard, categories: Sequence[Category]) -> Int:

@@ -1,7 +1,8 @@
 """Prediction on images of any size: shrunk or enlarged to the network's input, or in overlapping tiles where they are large.
 
 A network is best at the scale at which it learnt. A model whose training images were 640 pixels wide and shown at 320 is given
-tiles of 640 pixels, shrunk alike; the size comes from the card (`manifest["image_size"]`, width and height in pixels), else the
+tiles of 640 pixels, shrunk alike; the size comes from the card (`manifest["image_size"]`, width and height in pixels; one that
+learnt on windows at full resolution has `manifest["full_resolution"]`), else the
 input size is the scale.
 """
 
@@ -29,9 +30,9 @@ from pelagia.errors import ImageError, ModelError, OptionError
 from pelagia.infer.runtimes import Runtime
 from pelagia.infer.tiles import Tile, join, lay_tiles, owned
 
-__all__ = ["FileResult", "PredictOptions", "objects_of", "predict_batch", "predict_files", "predict_image"]
+__all__ = ["FileResult", "PredictOptions", "is_tiled", "objects_of", "predict_batch", "predict_files", "predict_image"]
 
-#: An image is tiled when one of its sides is longer than this many tiles.
+#: An image is tiled when one of its sides is longer than this many tiles; one tile where the scale is full resolution.
 TILE_FACTOR = 1.5
 
 #: Tiles overlap by this many times the typical object of the training data, where the card knows it.
@@ -123,7 +124,8 @@ def objects_of(found: Prediction, card: ModelCard) -> Instances:
 def predict_batch(runtime: Runtime, images: Sequence[NDArray[Any]], options: DecodeOptions) -> list[Prediction]:
     """What the model answers for each whole image, in its pixels; images [H, W, C] of any sizes, each fitted into the input."""
     card = runtime.card
-    fitted = [letterbox(image, card.input_size, margin=card.margin) for image in images]
+    enlarge = not _full_resolution(card)
+    fitted = [letterbox(image, card.input_size, enlarge=enlarge, margin=card.margin) for image in images]
     return _run(runtime, [image for image, _ in fitted], [frame for _, frame in fitted], options)
 
 
@@ -148,7 +150,7 @@ def predict_image(
     probable = _probable(runtime.card, options)
     scan = Scan.of(_checked(image)) if isinstance(image, np.ndarray) else image
     tile = _tile_size(runtime.card, options)
-    if not _tiled((scan.width, scan.height), tile, options, runtime.card):
+    if not _tiled((scan.width, scan.height), tile, options.tiling, runtime.card):
         return probable(predict_batch(runtime, [scan.read(0, 0, scan.width, scan.height)], decoding)[0])
     predict = _predict_tiled_map if runtime.card.task == "semantic" else _predict_tiles
     return probable(predict(runtime, scan, tile, options, decoding))
@@ -184,7 +186,7 @@ def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: Predic
     for path in map(Path, paths):
         try:
             size = image_size(path)
-            if _tiled(size, tile, options, runtime.card):
+            if _tiled(size, tile, options.tiling, runtime.card):
                 yield from _flush(runtime, waiting, decoding, probable)
                 waiting = []
                 start = time.perf_counter()
@@ -227,10 +229,21 @@ def _tile_size(card: ModelCard, options: PredictOptions) -> tuple[int, int]:
     return max(round(width / scale), 1), max(round(height / scale), 1)
 
 
-def _tiled(size: tuple[int, int], tile: tuple[int, int], options: PredictOptions, card: ModelCard) -> bool:
-    if card.task == "panoptic" or options.tiling == "never":
+def _full_resolution(card: ModelCard) -> bool:
+    return bool(card.manifest.get("full_resolution"))
+
+
+def _tiled(size: tuple[int, int], tile: tuple[int, int], tiling: Literal["auto", "always", "never"], card: ModelCard) -> bool:
+    if card.task == "panoptic" or tiling == "never":
         return False
-    return options.tiling == "always" or size[0] > TILE_FACTOR * tile[0] or size[1] > TILE_FACTOR * tile[1]
+    largest = 1.0 if _full_resolution(card) else TILE_FACTOR
+    return tiling == "always" or size[0] > largest * tile[0] or size[1] > largest * tile[1]
+
+
+def is_tiled(size: tuple[int, int], card: ModelCard) -> bool:
+    """Whether an image of that width and height is predicted in tiles when nothing is said about it."""
+    options = PredictOptions()
+    return _tiled(size, _tile_size(card, options), options.tiling, card)
 
 
 def _predict_tiles(

@@ -14,14 +14,19 @@ __all__ = ["training_scale"]
 _TYPICAL = 0.9
 
 
-def training_scale(dataset: Dataset) -> dict[str, Any]:
+def training_scale(dataset: Dataset, *, windows: bool = False) -> dict[str, Any]:
     """`image_size`: median width and height of the images; `object_px`: the length that nine of ten objects do not exceed.
+
+    A model that learnt on `windows` of images at full resolution has no `image_size` but `full_resolution`: its scale is one
+    pixel of the image to one of the input, whatever the size of the image.
 
     Both in pixels of the original images; a value that the data do not tell is left out.
     """
     facts: dict[str, Any] = {}
     sizes = dataset.sizes[(dataset.sizes > 0).all(axis=1)]
-    if len(sizes):
+    if windows:
+        facts["full_resolution"] = True
+    elif len(sizes):
         facts["image_size"] = [round(float(value)) for value in np.median(sizes, axis=0)]
     flat = dataset.annotations
     counted = ~(flat.crowd | flat.ignore)

@@ -254,7 +254,7 @@ def _facts(
         "weights": weights,
         "device": device_name(device),
         "versions": versions(),
-        **training_scale(folds.train),
+        **training_scale(folds.train, windows=options.augment.crop >= 0.5),
     }
 
 

@@ -6,6 +6,9 @@ from pelagia.models.registry import Entry, register
 
 __all__: list[str] = []
 
+#: Windows at full resolution: what a pixel is shows in its surroundings at their own scale.
+_WINDOWS = {"mosaic": 0.0, "crop": 1.0, "rare": 0.5, "scale": 0.25}
+
 register(
     Entry(
         name="unet",
@@ -16,6 +19,8 @@ register(
         authors="Ronneberger, Fischer and Brox",
         year=2015,
         url="https://arxiv.org/abs/1505.04597",
+        # The paper deforms its few training images elastically; 10 pixels is its figure.
+        training={"imgsz": 572, "batch": 4, "augment": {**_WINDOWS, "elastic_px": 10.0}},
         tiny={"depth": 2, "width": 8, "dropout": 0.0},
         tiny_input=(76, 108),
         parameters={"semantic": 31_031_810, "instance": 31_031_810},
@@ -31,6 +36,7 @@ register(
         authors="Ronneberger, Fischer and Brox",
         year=2015,
         url="https://arxiv.org/abs/1505.04597",
+        training={"imgsz": 256, "batch": 8, "augment": _WINDOWS},
         tiny={"backbone": "timm:test_efficientnet", "width": 0.25},
     ),
     Entry(
@@ -42,6 +48,7 @@ register(
         authors="Long, Shelhamer and Darrell",
         year=2015,
         url="https://arxiv.org/abs/1411.4038",
+        training={"imgsz": 512, "batch": 8, "augment": _WINDOWS},
         tiny={"backbone": "timm:test_efficientnet", "dropout": 0.0},
         parameters={"semantic": 35_322_218},
         input_size={"semantic": 520},
@@ -56,6 +63,7 @@ register(
         authors="Chen, Papandreou, Schroff and Adam",
         year=2017,
         url="https://arxiv.org/abs/1706.05587",
+        training={"imgsz": 512, "batch": 8, "augment": _WINDOWS},
         tiny={"backbone": "timm:test_efficientnet", "width": 16, "rates": "2,4", "dropout": 0.0},
         parameters={"semantic": 42_004_074},
         input_size={"semantic": 520},
