@@ -30,6 +30,7 @@ from pelagia.infer.assess import (
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
 from pelagia.infer.objects import KINDS, federated_labels, truth_objects
+from pelagia.infer.predict import is_tiled
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.sources import MapKind, is_model, is_predictions, map_kind
 from pelagia.metrics.detection import Evidence
@@ -217,6 +218,7 @@ def _evidence(
         own = KINDS.get(predictor.card.task)
         if kind is not None and kind != own:
             raise OptionError(f"the model answers with {own}, which cannot be compared as {kind}", where=predictor.card.name)
+        _say_tiles(predictor, dataset, options)
         found = predict_dataset(predictor.runtime, dataset, options, show=False if quiet else None)
         return gather_evidence(dataset, found, predictor.card.task, **rules), found
     angle: OrientedConvention | None = data.angle  # type: ignore[assignment]  # the reader of the truth has checked it
@@ -227,6 +229,13 @@ def _evidence(
     if predictions.left_out:
         say(f"left out: {predictions.left_out} predictions of a category that marks regions to ignore")
     return gather_evidence(dataset, predictions.objects, **rules), None
+
+
+def _say_tiles(predictor: Predictor, dataset: Dataset, options: EvaluateOptions) -> None:
+    """How many images are larger than the network sees at once; sizes that the labels do not state are not counted."""
+    count = sum(is_tiled((width, height), predictor.card) for width, height in dataset.sizes.tolist())
+    if count and options.tiled:
+        say(f"{count} of {len(dataset)} images are predicted in overlapping tiles, as `predict` does; --no-tiled shrinks them")
 
 
 def _parents(path: Path) -> dict[str, str]:
@@ -262,7 +271,10 @@ def _evaluate_maps(
         for finding in dataset.findings:
             if finding.severity != "info":
                 say(f"pelagia: {finding}")
-        return _choose(dataset, flags.split)
+        dataset = _choose(dataset, flags.split)
+        if predictor is not None:
+            _say_tiles(predictor, dataset, options)
+        return dataset
 
     whole = json or flags.out is not None
     maps = resolve("pelagia.infer.maps", purpose="score maps")
