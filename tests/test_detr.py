@@ -24,6 +24,8 @@ from pelagia.models.foreign import load_any
 from pelagia.models.model import Model, Targets
 from pelagia.models.queries.detr import DETR, Options
 from pelagia.models.queries.detr_weights import our_name
+from pelagia.train.options import defaults_of
+from pelagia.train.transfer import transfer
 
 SIZE = (96, 160)
 CLASSES = 5
@@ -404,3 +406,21 @@ def test_export_agrees(tmp_path: Path) -> None:
     report = export_onnx(model.eval(), tmp_path / "detr.onnx")
     assert set(report.outputs) == {"logits", "boxes"}
     assert max(item.absolute for item in report.outputs.values()) < 1e-4
+
+
+def test_a_run_has_the_rates_of_the_paper() -> None:
+    options = defaults_of("detr_r50")
+    assert (options.optimizer, options.lr, options.weight_decay, options.clip_norm) == ("adamw", 1e-4, 1e-4, 0.1)
+    assert options.rate_factors() == {"backbone.": 0.1}
+
+
+def test_as_many_but_other_classes_are_learnt_anew() -> None:
+    model, source = tiny(), tiny(width=32)
+    with torch.no_grad():
+        for value in source.parameters():
+            value.add_(1.0)
+    report = transfer(model, source.state_dict(), ("a", "b", "c", "d", "e"))
+    assert set(report.new) == {"classes.weight", "classes.bias"}
+    assert torch.equal(model.queries.weight, source.queries.weight)
+    report = transfer(model, source.state_dict(), model.card.class_names)
+    assert report.new == ()

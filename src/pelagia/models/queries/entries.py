@@ -40,6 +40,7 @@ register(
             year=2020,
             url="https://arxiv.org/abs/2005.12872",
             defaults=defaults,
+            training={"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-4, "backbone_lr": 0.1, "clip_norm": 0.1},
             tiny={
                 "width": 32,
                 "heads": 4,
