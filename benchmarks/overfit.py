@@ -64,7 +64,7 @@ class Case:
 
 CASES = {
     "detr": Case(
-        model="detr_r50",
+        model="detr-r50",
         data="bccd",
         task="detect",
         metric="AP50",

@@ -1,6 +1,6 @@
 """Claim: the set predictors here give the numbers of Hugging Face transformers, at full size.
 
-    python benchmarks/parity_huggingface.py [detr_r50 ...]
+    python benchmarks/parity_huggingface.py [detr-r50 ...]
 
 A model of transformers with scrambled weights is written as `model.safetensors`, read by `pelagia.models.foreign`, and asked
 about the same images with and without padding. Printed: parameters, and the largest |ours - theirs| of every output and of every
@@ -128,10 +128,10 @@ def compare_detr_losses(ours: DETR, outputs: dict[str, Tensor], targets: Targets
 
 
 CASES = {
-    "detr_r50": Case(build_detr, compare_detr),
-    "detr_r50, their ResNet": Case(lambda: build_detr(**resnet_form()), compare_detr),
-    "detr_r50_dc5": Case(lambda: build_detr(dilation=True), compare_detr),
-    "detr_r101": Case(lambda: build_detr(backbone="resnet101"), compare_detr),
+    "detr-r50": Case(build_detr, compare_detr),
+    "detr-r50, their ResNet": Case(lambda: build_detr(**resnet_form()), compare_detr),
+    "detr-r50-dc5": Case(lambda: build_detr(dilation=True), compare_detr),
+    "detr-r101": Case(lambda: build_detr(backbone="resnet101"), compare_detr),
 }
 
 

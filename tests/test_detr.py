@@ -209,8 +209,8 @@ def test_losses_of_every_layer_equal_those_of_transformers(counts: list[int], pa
 
 def tiny(**changes: Any) -> DETR:
     torch.manual_seed(0)
-    options = {**registry.entry("detr_r50").tiny, **changes}
-    model = registry.create("detr_r50", CATEGORIES, input_size=SIZE, options=options)
+    options = {**registry.entry("detr-r50").tiny, **changes}
+    model = registry.create("detr-r50", CATEGORIES, input_size=SIZE, options=options)
     assert isinstance(model, DETR)
     return model
 
@@ -247,7 +247,7 @@ def test_number_of_parameters() -> None:
             assert sum(parameter.numel() for parameter in model.parameters()) == entry.parameters["detect"]
     with torch.device("meta"):
         theirs = DetrForObjectDetection(DetrConfig(num_labels=91))
-        model = registry.create("detr_r50", [Category(index, str(index)) for index in range(91)])
+        model = registry.create("detr-r50", [Category(index, str(index)) for index in range(91)])
     assert sum(value.numel() for value in theirs.parameters()) == sum(value.numel() for value in model.parameters()) == 41_524_768
     assert {our_name(name) for name in theirs.state_dict()} == set(model.state_dict())
 
@@ -298,7 +298,7 @@ def test_configurations_that_do_not_fit_are_refused(change: dict[str, Any], mess
 def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tensors = reference(position_embedding_type="learned").state_dict()
     torch.save(tensors, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="the weights do not fit detr_r50"):
+    with pytest.raises(CheckpointError, match="the weights do not fit detr-r50"):
         load_any(tmp_path / "pytorch_model.bin")
 
 
@@ -367,7 +367,7 @@ def test_options_that_cannot_be_used(values: dict[str, Any], message: str) -> No
     with pytest.raises(OptionError, match=message):
         Options(**values)
     with pytest.raises(ModelError, match="at least one class"):
-        registry.create("detr_r50", ())
+        registry.create("detr-r50", ())
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_export_agrees(tmp_path: Path) -> None:
 
 
 def test_a_run_has_the_rates_of_the_paper() -> None:
-    options = defaults_of("detr_r50")
+    options = defaults_of("detr-r50")
     assert (options.optimizer, options.lr, options.weight_decay, options.clip_norm) == ("adamw", 1e-4, 1e-4, 0.1)
     assert options.rate_factors() == {"backbone.": 0.1}
 

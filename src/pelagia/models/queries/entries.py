@@ -11,10 +11,10 @@ __all__: list[str] = []
 
 # name -> what differs from the defaults, parameters, GFLOPs at 800 x 800 pixels
 _DETR: dict[str, tuple[dict[str, Any], int, float]] = {
-    "detr_r50": ({}, 41_521_941, 120.3),
-    "detr_r50_dc5": ({"dilated": True}, 41_521_941, 246.0),
-    "detr_r101": ({"backbone": "timm:resnet101"}, 60_461_845, 215.0),
-    "detr_r101_dc5": ({"backbone": "timm:resnet101", "dilated": True}, 60_461_845, 340.7),
+    "detr-r50": ({}, 41_521_941, 120.3),
+    "detr-r50-dc5": ({"dilated": True}, 41_521_941, 246.0),
+    "detr-r101": ({"backbone": "timm:resnet101"}, 60_461_845, 215.0),
+    "detr-r101-dc5": ({"backbone": "timm:resnet101", "dilated": True}, 60_461_845, 340.7),
 }
 
 # size -> backbone and queries of the published models; parameters; GFLOPs at 640 pixels without deformable sampling
