@@ -17,7 +17,7 @@ from pelagia.models import checkpoint
 from pelagia.models.grids import ultralytics
 from pelagia.models.model import Model
 from pelagia.models.pixels import torchvision as dense_torchvision
-from pelagia.models.queries import huggingface
+from pelagia.models.queries import detr_release, huggingface
 from pelagia.models.regions import torchvision_files
 from pelagia.models.torchfile import read_torch_file
 
@@ -32,10 +32,10 @@ class _Family(Protocol):
 
 
 #: Asked in turn; the first that recognises a file loads it.
-_FAMILIES: tuple[_Family, ...] = (ultralytics, huggingface, dense_torchvision, torchvision_files)
+_FAMILIES: tuple[_Family, ...] = (ultralytics, huggingface, detr_release, dense_torchvision, torchvision_files)
 _KNOWN = (
-    "YOLO11 of Ultralytics, DETR and Mask2Former of Hugging Face transformers, FCN and DeepLabV3 of torchvision, "
-    "Faster, Mask and Keypoint R-CNN of torchvision"
+    "YOLO11 of Ultralytics, DETR of its authors, DETR and Mask2Former of Hugging Face transformers, FCN and DeepLabV3 of "
+    "torchvision, Faster, Mask and Keypoint R-CNN of torchvision"
 )
 
 

@@ -60,6 +60,9 @@ _VOC = "torchvision, trained on the images of COCO train2017 that hold the class
 #: With batch norms that are fixed, as they were when the weights were made; stem and first stage stay as they are.
 _FROZEN = {"norm": "frozen", "norm_epsilon": 0.0, "trainable_stages": 3}
 
+_META = "https://dl.fbaipublicfiles.com/detr/"
+_DETR = "the authors of DETR (Meta), trained on COCO train2017"
+
 #: Name of a model -> its weights.
 PUBLISHED: dict[str, Published] = {
     "faster-rcnn": Published(
@@ -99,6 +102,14 @@ PUBLISHED: dict[str, Published] = {
     ),
     "fcn": Published(f"{_TORCHVISION}fcn_resnet50_coco-1167a1af.pth", "1167a1af", _BSD, "mean IoU 60.5", _VOC),
     "deeplabv3": Published(f"{_TORCHVISION}deeplabv3_resnet50_coco-cd0a2569.pth", "cd0a2569", _BSD, "mean IoU 66.4", _VOC),
+    "detr-r50": Published(f"{_META}detr-r50-e632da11.pth", "e632da11", "Apache-2.0", "box AP 42.0", _DETR),
+    "detr-r50-dc5": Published(
+        f"{_META}detr-r50-dc5-f0fb7ef5.pth", "f0fb7ef5", "Apache-2.0", "box AP 43.3", _DETR, {"dilated": True}
+    ),
+    "detr-r101": Published(f"{_META}detr-r101-2c7b67e5.pth", "2c7b67e5", "Apache-2.0", "box AP 43.5", _DETR),
+    "detr-r101-dc5": Published(
+        f"{_META}detr-r101-dc5-a2e86def.pth", "a2e86def", "Apache-2.0", "box AP 44.9", _DETR, {"dilated": True}
+    ),
 }
 
 

@@ -22,10 +22,11 @@ from pelagia.models.queries.configuration import categories_of, read_configurati
 from pelagia.models.queries.detr import NORMALISATION, Options
 from pelagia.models.registry import entries
 
-__all__ = ["load", "our_name", "recognises"]
+__all__ = ["BACKBONE", "assemble", "load", "our_name", "recognises"]
 
-_BACKBONE = re.compile(r"^model\.backbone\.(?:conv_encoder\.)?model\.")
-_PREFIX: Final = "backbone.network."
+_THEIR_BACKBONE = re.compile(r"^model\.backbone\.(?:conv_encoder\.)?model\.")
+#: Beginning of the names of the backbone's tensors here.
+BACKBONE: Final = "backbone.network."
 
 #: Theirs -> ours, applied in turn.
 _RULES = tuple(
@@ -63,8 +64,8 @@ def recognises(names: set[str]) -> bool:
 
 def our_name(name: str) -> str:
     """Name of a tensor in their state dictionary -> its name in DETR here."""
-    found = _BACKBONE.match(name)
-    return _PREFIX + timm_resnet_name(name[found.end() :]) if found else renamed(name, _RULES)
+    found = _THEIR_BACKBONE.match(name)
+    return BACKBONE + timm_resnet_name(name[found.end() :]) if found else renamed(name, _RULES)
 
 
 def load(tensors: Mapping[str, Tensor], path: Path) -> Model:
@@ -73,9 +74,19 @@ def load(tensors: Mapping[str, Tensor], path: Path) -> Model:
     Raises:
         CheckpointError: the configuration asks for what DETR here does not have, or names or shapes do not fit.
     """
-    configuration = read_configuration(path)
     # A frozen norm counts no batches.
     own = {our_name(name): value for name, value in tensors.items() if not name.endswith(".num_batches_tracked")}
+    return assemble(own, read_configuration(path), path, source=f"Hugging Face checkpoint {path.name}")
+
+
+def assemble(
+    own: Mapping[str, Tensor], configuration: Mapping[str, Any], path: Path, *, source: str, licence: str = "unknown"
+) -> Model:
+    """The DETR with the tensors `own`, under the names of DETR here; `configuration` has the words of transformers.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
     options = _options(own, configuration, path)
     card = ModelCard(
         name=_model(options),
@@ -85,7 +96,8 @@ def load(tensors: Mapping[str, Tensor], path: Path) -> Model:
         input_size=_INPUT_SIZE,
         options=asdict(options),
         normalisation=NORMALISATION,
-        source=f"Hugging Face checkpoint {path.name}",
+        licence=licence,
+        source=source,
     )
     return build(own, card, where=path)
 
@@ -97,7 +109,7 @@ def _options(own: Mapping[str, Tensor], configuration: Mapping[str, Any], path: 
             raise CheckpointError(f"{name} is {configuration[name]!r}; DETR here has {wanted!r}", where=path)
     inner = configuration.get("backbone_config")
     named = configuration.get("backbone") or (inner.get("backbone") if isinstance(inner, Mapping) else None)
-    backbone = resnet_of(name.removeprefix(_PREFIX) for name in own if name.startswith(_PREFIX)) or named
+    backbone = resnet_of(name.removeprefix(BACKBONE) for name in own if name.startswith(BACKBONE)) or named
     if not isinstance(backbone, str):
         raise CheckpointError("the backbone is no ResNet and no config.json beside the weights names it", where=path)
     heads = {configuration.get(f"{part}_attention_heads", _HEADS) for part in ("encoder", "decoder")}
