@@ -69,6 +69,7 @@ register(
             year=2022,
             url="https://arxiv.org/abs/2112.01527",
             defaults=defaults,
+            training={"optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.05, "backbone_lr": 0.1, "clip_norm": 0.01},
             tiny={
                 **_MASK2FORMER_TINY,
                 "points": 256,
