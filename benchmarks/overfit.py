@@ -74,7 +74,8 @@ CASES = {
         metric="AP50",
         figure=lambda result: float(result.ap50),
         floor=0.9,
-        epochs=800,
+        epochs=700,
+        side=128,
         own=(
             "backbone=timm:resnet18",
             "norm=batch",
@@ -86,8 +87,9 @@ CASES = {
             "hidden=256",
             "queries=50",
             "dropout=0.0",
+            "norm_first=true",
         ),
-        training={"optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "clip_norm": 0.1, "backbone_lr": 1.0},
+        training={"optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "clip_norm": 1.0, "backbone_lr": 1.0},
     ),
     "mask2former": Case(
         model="mask2former-r50",
