@@ -65,8 +65,9 @@ def propose(
     """
     boxes, scores = [], []
     for level_logits, level_offsets, level_anchors in zip(logits, offsets, anchors, strict=True):
-        chance = level_logits.detach().float().sigmoid()
-        chance, index = chance.topk(min(before, chance.shape[1]), dim=1)  # [B, k]
+        # By logits: chances near one are rounded alike.
+        strength, index = level_logits.detach().float().topk(min(before, level_logits.shape[1]), dim=1)  # [B, k]
+        chance = strength.sigmoid()
         chosen = level_offsets.detach().float().gather(1, index[..., None].expand(-1, -1, 4))
         found = clip_to(decode_offsets(chosen, level_anchors[index], (1.0, 1.0, 1.0, 1.0)), limits)
         large = ((found[..., 2:] - found[..., :2]) >= _SMALLEST).all(-1)
