@@ -31,7 +31,7 @@ def models(*, task: Task | None = None, json: Json = False) -> int:
     if json:
         print_json([asdict(entry) for entry in entries])
         return 0
-    header = ["model", "parameters", "GFLOPs", "input", "ONNX", "tasks"]
+    header = ["model", "parameters", "GFLOPs", "input", "classes", "ONNX", "tasks"]
     lines = iter(table(header, [_row(entry, task) for entry in entries]).split("\n"))
     print(next(lines))
     for paper, group in groupby(entries, key=_paper):
@@ -40,7 +40,7 @@ def models(*, task: Task | None = None, json: Json = False) -> int:
         print("\n".join(next(lines) for _ in members))
         for reason in sorted({entry.exports for entry in members if entry.exports.startswith("no:")}):
             print("\n".join(textwrap.wrap(f"ONNX {reason}", _WIDTH)))
-    note = """Parameters and GFLOPs (2 x multiply-additions) are with 80 classes at the input size. A model whose ONNX file is
+    note = """Parameters and GFLOPs (2 x multiply-additions) are with so many classes at the input size. A model whose ONNX file is
     "not for the web" holds its own suppression: it runs in ONNX Runtime, not in browsers."""
     print("\n" + textwrap.fill(" ".join(note.split()), _WIDTH))
     return 0
@@ -58,6 +58,7 @@ def _row(entry: Entry, task: Task | None) -> Sequence[object]:
         f"{entry.parameters[asked]:,}" if asked in entry.parameters else "-",
         entry.gflops.get(asked, "-"),
         entry.input_size.get(asked, "-"),
+        entry.classes,
         "no" if entry.exports.startswith("no:") else entry.exports,
         ", ".join(entry.tasks),
     ]

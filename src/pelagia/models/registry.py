@@ -40,8 +40,9 @@ class Entry:
         year: of publication.
         url: of the paper or the project.
         tasks: that it answers, the first is the default.
-        parameters: published count with 80 classes, by task.
-        gflops: 2 x multiply-additions / 1e9 of one forward pass at `input_size` with 80 classes, by task.
+        classes: with how many `parameters` and `gflops` are stated.
+        parameters: published count, by task.
+        gflops: 2 x multiply-additions / 1e9 of one forward pass at `input_size`, by task.
         input_size: side in pixels that its authors train with, by task.
         weights_licence: of the published weights; empty if there are none to read.
         exports: whether it can be written as ONNX: `yes`; `not for the web` where the graph holds its own suppression and
@@ -60,6 +61,7 @@ class Entry:
     training: Mapping[str, Any] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
     tiny_input: tuple[int, int] = (64, 96)
+    classes: int = 80
     parameters: Mapping[str, int] = field(default_factory=dict)
     gflops: Mapping[str, float] = field(default_factory=dict)
     input_size: Mapping[str, int] = field(default_factory=dict)
