@@ -40,8 +40,8 @@ def models(*, task: Task | None = None, json: Json = False) -> int:
         print("\n".join(next(lines) for _ in members))
         for reason in sorted({entry.exports for entry in members if entry.exports.startswith("no:")}):
             print("\n".join(textwrap.wrap(f"ONNX {reason}", _WIDTH)))
-    note = """Parameters and GFLOPs (2 x multiply-additions) are with so many classes at the input size. A model whose ONNX file is
-    "not for the web" holds its own suppression: it runs in ONNX Runtime, not in browsers."""
+    note = """Parameters and GFLOPs (2 x multiply-additions) are with so many classes at the input size. A model whose ONNX file
+    is "not for the web" holds its own suppression: it runs in ONNX Runtime, not in browsers."""
     print("\n" + textwrap.fill(" ".join(note.split()), _WIDTH))
     return 0
 

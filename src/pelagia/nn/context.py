@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pelagia.nn.blocks import conv_norm_relu
+from pelagia.nn.layers import conv_relu
 
 __all__ = ["AtrousPyramid"]
 
@@ -28,10 +28,13 @@ class AtrousPyramid(nn.Module):
 
     def __init__(self, channels: int, rates: Sequence[int], out: int = 256, dropout: float = 0.5) -> None:
         super().__init__()
-        branches = [conv_norm_relu(channels, out, 1), *(conv_norm_relu(channels, out, 3, dilation=rate) for rate in rates)]
+        branches = [
+            conv_relu(channels, out, 1, norm=True),
+            *(conv_relu(channels, out, 3, dilation=rate, norm=True) for rate in rates),
+        ]
         self.branches = nn.ModuleList(branches)
-        self.pooled = conv_norm_relu(channels, out, 1)
-        self.project = conv_norm_relu((len(branches) + 1) * out, out, 1)
+        self.pooled = conv_relu(channels, out, 1, norm=True)
+        self.project = conv_relu((len(branches) + 1) * out, out, 1, norm=True)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -43,9 +43,12 @@ class ConvNormAct(nn.Module):
         return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def conv_relu(channels: int, out: int, kernel: int = 3, *, norm: bool = False, activate: bool = True) -> nn.Sequential:
+def conv_relu(
+    channels: int, out: int, kernel: int = 3, *, norm: bool = False, activate: bool = True, dilation: int = 1
+) -> nn.Sequential:
     """ReLU(conv(x)), or with `norm` ReLU(BN(conv(x))), whose convolution has no bias; the size stays for odd kernels."""
-    parts: list[nn.Module] = [nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=not norm)]
+    conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=not norm)
+    parts: list[nn.Module] = [conv]
     if norm:
         parts.append(nn.BatchNorm2d(out))
     if activate:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pelagia.nn.blocks import conv_norm_relu
+from pelagia.nn.layers import conv_relu
 
 __all__ = ["JoinFiner", "SubPixelHead"]
 
@@ -17,8 +17,8 @@ class JoinFiner(nn.Module):
 
     def __init__(self, deep: int, finer: int, out: int) -> None:
         super().__init__()
-        self.first = conv_norm_relu(deep + finer, out)
-        self.second = conv_norm_relu(out, out)
+        self.first = conv_relu(deep + finer, out, norm=True)
+        self.second = conv_relu(out, out, norm=True)
 
     def forward(self, x: Tensor, finer: Tensor) -> Tensor:
         x = F.interpolate(x, size=finer.shape[-2:], mode="nearest")

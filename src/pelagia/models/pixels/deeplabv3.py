@@ -25,8 +25,8 @@ from pelagia.models.model import Model, Targets
 from pelagia.models.pixels.dense import DenseOptions, channels, dense_loss, dense_truth
 from pelagia.models.pixels.fcn import FCNHead
 from pelagia.nn.backbones import TimmBackbone, open_residuals
-from pelagia.nn.blocks import conv_norm_relu
 from pelagia.nn.context import AtrousPyramid
+from pelagia.nn.layers import conv_relu
 
 __all__ = ["DeepLabV3", "Options"]
 
@@ -93,7 +93,7 @@ class DeepLabV3(Model):
         third, fourth = self.backbone.channels
         rates = [int(rate) for rate in options.rates.split(",")]
         self.pyramid = AtrousPyramid(fourth, rates, options.width, options.dropout)
-        self.mix = conv_norm_relu(options.width, options.width)
+        self.mix = conv_relu(options.width, options.width, norm=True)
         self.classes = nn.Conv2d(options.width, out, 1)
         self.aux = FCNHead(third, out, _AUX_DROPOUT) if options.aux_weight else None
 

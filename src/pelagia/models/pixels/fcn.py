@@ -24,7 +24,7 @@ from pelagia.errors import OptionError
 from pelagia.models.model import Model, Targets
 from pelagia.models.pixels.dense import DenseOptions, channels, dense_loss, dense_truth
 from pelagia.nn.backbones import TimmBackbone, open_residuals
-from pelagia.nn.blocks import conv_norm_relu
+from pelagia.nn.layers import conv_relu
 
 __all__ = ["FCN", "FCNHead", "Options"]
 
@@ -56,7 +56,7 @@ class FCNHead(nn.Module):
 
     def __init__(self, enter: int, out: int, dropout: float) -> None:
         super().__init__()
-        self.mix = conv_norm_relu(enter, enter // 4)
+        self.mix = conv_relu(enter, enter // 4, norm=True)
         self.dropout = nn.Dropout(dropout)
         self.classes = nn.Conv2d(enter // 4, out, 1)
 
