@@ -23,6 +23,7 @@ from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.types import Float, Instances, Int
 from pelagia.decode.options import DecodeOptions
+from pelagia.decode.outputs import finite_output
 from pelagia.errors import ModelError
 
 __all__ = ["decode_queries"]
@@ -40,7 +41,7 @@ def decode_queries(
     Raises:
         ModelError: an output is missing, has another shape than the card asks for, or holds NaN.
     """
-    logits, boxes = _expect(outputs, "logits", card), _expect(outputs, "boxes", card)
+    logits, boxes = finite_output(outputs, "logits", card), finite_output(outputs, "boxes", card)
     _check_shapes(logits, boxes, len(frames), card)
     sizes = outputs.get("valid", np.broadcast_to(card.input_size, (len(frames), 2)))
     thresholds = np.array([options.class_scores.get(name, options.score) for name in card.class_names])
@@ -64,14 +65,6 @@ def best_classes(logits: NDArray[Any]) -> tuple[Int, Float]:
     chance = shifted[:, :-1] / shifted.sum(axis=1, keepdims=True)
     labels = chance.argmax(axis=1).astype(np.int64)
     return labels, chance[np.arange(len(labels)), labels]
-
-
-def _expect(outputs: Mapping[str, NDArray[Any]], name: str, card: ModelCard) -> NDArray[Any]:
-    if name not in outputs:
-        raise ModelError(f"the model has no output {name!r}, only {', '.join(outputs) or 'none'}", where=card.name)
-    if np.isnan(outputs[name]).any():
-        raise ModelError(f"the network's {name} hold NaN; its weights or its input are broken", where=card.name)
-    return outputs[name]
 
 
 def _check_shapes(logits: NDArray[Any], boxes: NDArray[Any], batch: int, card: ModelCard) -> None:

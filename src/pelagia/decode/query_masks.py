@@ -26,6 +26,7 @@ from pelagia.core.frame import Frame
 from pelagia.core.masks import bounds, crop_from_bitmap
 from pelagia.core.types import Float, Instances, Int, MaskCrop, PanopticMap, Prediction, Segment, SemanticMap
 from pelagia.decode.options import DecodeOptions
+from pelagia.decode.outputs import finite_output
 from pelagia.decode.resample import bilinear
 from pelagia.errors import ModelError
 
@@ -72,12 +73,8 @@ def decode_masks(
 
 
 def _checked(outputs: Mapping[str, NDArray[Any]], batch: int, card: ModelCard) -> tuple[NDArray[Any], NDArray[Any]]:
-    for name in ("logits", "masks"):
-        if name not in outputs:
-            raise ModelError(f"the model has no output {name!r}, only {', '.join(outputs) or 'none'}", where=card.name)
-        if np.isnan(outputs[name]).any():
-            raise ModelError(f"the network's {name} hold NaN; its weights or its input are broken", where=card.name)
-    logits, masks, classes = outputs["logits"], outputs["masks"], len(card.categories)
+    logits, masks = (finite_output(outputs, name, card) for name in ("logits", "masks"))
+    classes = len(card.categories)
     if logits.ndim != 3 or logits.shape[::2] != (batch, classes + 1):
         raise ModelError(f"'logits' has shape {list(logits.shape)}, expected [{batch}, Q, {classes + 1}]", where=card.name)
     if masks.ndim != 4 or masks.shape[:2] != logits.shape[:2] or 0 in masks.shape[2:]:

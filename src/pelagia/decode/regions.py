@@ -27,6 +27,7 @@ from pelagia.core.frame import Frame
 from pelagia.core.nms import nms
 from pelagia.core.types import Float, Instances, Int, MaskCrop
 from pelagia.decode.options import DecodeOptions
+from pelagia.decode.outputs import finite_output
 from pelagia.errors import ModelError
 
 __all__ = ["decode_regions", "heatmap_points", "mask_crop"]
@@ -47,9 +48,9 @@ def decode_regions(
     Raises:
         ModelError: an output is missing, has another shape than the others, or holds NaN.
     """
-    boxes, scores, labels = (_expect(outputs, name, card) for name in ("boxes", "scores", "labels"))
+    boxes, scores, labels = (finite_output(outputs, name, card) for name in ("boxes", "scores", "labels"))
     extra = {"instance": "masks", "keypoints": "heatmaps"}.get(card.task)
-    maps = None if extra is None else _expect(outputs, extra, card)
+    maps = None if extra is None else finite_output(outputs, extra, card)
     _check(boxes, scores, labels, maps, len(frames), card)
     floors = np.array([options.class_scores.get(name, options.score) for name in card.class_names])
     found = []
@@ -64,14 +65,6 @@ def decode_regions(
         chosen = None if maps is None else maps[image, kept[order]]
         found.append(_finish(values[order], classes[kept[order]], strength[order], chosen, frame, card, options))
     return found
-
-
-def _expect(outputs: Mapping[str, NDArray[Any]], name: str, card: ModelCard) -> NDArray[Any]:
-    if name not in outputs:
-        raise ModelError(f"the model has no output {name!r}, only {', '.join(outputs) or 'none'}", where=card.name)
-    if np.isnan(outputs[name]).any():
-        raise ModelError(f"the network's {name} hold NaN; its weights or its input are broken", where=card.name)
-    return outputs[name]
 
 
 def _check(
