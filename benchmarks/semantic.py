@@ -30,7 +30,8 @@ from pelagia.core.card import Normalisation
 from pelagia.core.types import SemanticMap
 from pelagia.data.augment import AugmentOptions
 from pelagia.data.dataset import Dataset
-from pelagia.infer.predict import PredictOptions, predict_image
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import predict_image
 from pelagia.train.data import CachedDataset, ImageCache, Maker, Plan, to_network
 from pelagia.train.loop import train
 from pelagia.train.optim import Schedule, choose_settings, clip_gradients

@@ -23,7 +23,8 @@ from pelagia.data.convert import convert
 from pelagia.data.dataset import Dataset
 from pelagia.errors import OptionError
 from pelagia.infer.assess import AssessOptions
-from pelagia.infer.predict import PredictOptions, predict_files, predict_image
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import predict_files, predict_image
 from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.metrics.scaling import ScoreMap
 from pelagia.models import checkpoint

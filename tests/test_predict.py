@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pelagia.core.card import Normalisation
 from pelagia.core.image import write
 from pelagia.errors import OptionError
-from pelagia.infer.predict import PredictOptions, predict_batch, predict_files, predict_image
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import predict_batch, predict_files, predict_image
 from pelagia.infer.runtimes import OnnxRuntime
 from tiny_onnx import tiny_card, write_tiny
 

@@ -13,7 +13,8 @@ from pelagia.core.image import letterbox
 from pelagia.core.scan import Scan
 from pelagia.core.types import Category, SemanticMap
 from pelagia.decode import registry
-from pelagia.infer.predict import PredictOptions, predict_image
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import predict_image
 from pelagia.infer.tiles import lay_tiles, owned
 
 CATEGORIES = tuple(Category(k, str(k)) for k in range(3))

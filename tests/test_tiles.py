@@ -21,7 +21,8 @@ from pelagia.core.types import Category, Instances, MaskCrop
 from pelagia.decode import DecodeOptions
 from pelagia.decode.registry import DECODERS
 from pelagia.errors import OptionError
-from pelagia.infer.predict import PredictOptions, predict_image
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import predict_image
 from pelagia.infer.tiles import Tile, join, lay_tiles
 
 INPUT = 128

@@ -16,7 +16,8 @@ from pelagia.core.types import Instances
 from pelagia.data.augment import AugmentOptions
 from pelagia.data.open import open_dataset
 from pelagia.data.synthetic import SurveyOptions, categories, draw_image, draw_survey
-from pelagia.infer.predict import PredictOptions, predict_image
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import predict_image
 from pelagia.infer.runtimes import Runtime
 from pelagia.metrics import evaluate_detection
 from pelagia.models import checkpoint

@@ -18,7 +18,8 @@ from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Category, Prediction, Task
 from pelagia.errors import CheckpointError, ExportError, OptionError
-from pelagia.infer.predict import FileResult, PredictOptions, predict_files, predict_image
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import FileResult, predict_files, predict_image
 from pelagia.infer.runtimes import OnnxRuntime, Runtime
 from pelagia.infer.sources import is_predictions, map_kind
 

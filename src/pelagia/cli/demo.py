@@ -25,8 +25,10 @@ from pelagia.data.open import open_dataset
 from pelagia.data.synthetic import SurveyOptions, categories, draw_image, draw_survey
 from pelagia.errors import OptionError
 from pelagia.infer.evaluate import EvaluateOptions, predict_dataset, score
-from pelagia.infer.predict import FileResult, PredictOptions, objects_of, predict_image
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import FileResult, predict_image
 from pelagia.infer.results import ResultWriter
+from pelagia.infer.views import objects_of
 from pelagia.metrics.detection import evaluate_detection
 from pelagia.metrics.result import DetectionResult
 from pelagia.report.detection import detection_sections

@@ -30,9 +30,9 @@ from pelagia.infer.assess import (
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
 from pelagia.infer.objects import KINDS, federated_labels, truth_objects
-from pelagia.infer.predict import is_tiled
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.sources import MapKind, is_model, is_predictions, map_kind
+from pelagia.infer.views import is_tiled
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.objects import Kind
 from pelagia.metrics.taxonomy import Taxonomy

@@ -13,7 +13,8 @@ from pelagia.core.card import ModelCard
 from pelagia.core.image import find_images
 from pelagia.core.types import Instances
 from pelagia.errors import ImageError
-from pelagia.infer.predict import FileResult, PredictOptions, predict_files
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import FileResult, predict_files
 from pelagia.infer.progress import bar
 from pelagia.infer.result_pictures import draw_result, picture_names, relative_names
 from pelagia.infer.result_values import count_classes, count_pixels

@@ -23,10 +23,12 @@ from pelagia.decode import DecodeOptions
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.objects import KINDS, predicted_objects, truth_objects
-from pelagia.infer.predict import PredictOptions, is_tiled, objects_of, predict_batch, predict_image
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import predict_batch, predict_image
 from pelagia.infer.progress import track
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.runtimes import Runtime
+from pelagia.infer.views import is_tiled, objects_of
 from pelagia.metrics.boundary import DEFAULT_BOUNDARY, BoundaryOptions
 from pelagia.metrics.calibration import CalibrationTally
 from pelagia.metrics.detection import Evidence, gather

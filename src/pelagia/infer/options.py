@@ -1,0 +1,68 @@
+"""What a user may choose about prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pelagia.core.card import ModelCard
+from pelagia.decode import DecodeOptions
+from pelagia.errors import OptionError
+
+__all__ = ["PredictOptions"]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How objects are found in images.
+
+    Raises:
+        OptionError: a value cannot be used.
+    """
+
+    score: float | None = field(
+        default=None,
+        metadata={"help": "Objects below it are left out; by default each class's own threshold in the model, else 0.25."},
+    )
+    # AP gains from keeping overlapping candidates (evaluation uses 0.7); a count does not: measured F1 is higher at 0.5.
+    nms_iou: float = field(default=0.5, metadata={"help": "Of two objects of a class that overlap more, the weaker goes."})
+    most: int = field(default=0, metadata={"help": "Most objects per image, the strongest; 0 for all."})
+    agnostic: bool = field(default=False, metadata={"help": "Of two overlapping objects the weaker goes whatever their classes."})
+    tiling: Literal["auto", "always", "never"] = field(
+        default="auto", metadata={"help": "Cut large images into tiles; auto: when a side exceeds 1.5 tiles."}
+    )
+    tile: int = field(
+        default=0,
+        metadata={"help": "Side of a tile in image pixels; 0 for the size of the images that the model was trained on."},
+    )
+    overlap: float = field(
+        default=0.2,
+        metadata={"help": "Least overlap of tiles as a share of their side; widened to 1.5 times the model's typical object."},
+    )
+    batch: int = field(default=8, metadata={"help": "Images or tiles per step."})
+    calibrated: bool = field(
+        default=False,
+        metadata={"help": "Turn scores into probabilities by the map stored in the model; thresholds stay those of raw scores."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("score", "nms_iou"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise OptionError(f"{name} must lie in 0 to 1, got {value}")
+        if not 0 <= self.overlap <= 0.8:
+            raise OptionError(f"overlap must lie in 0 to 0.8, got {self.overlap}")
+        if self.batch < 1 or self.most < 0 or self.tile < 0:
+            raise OptionError("batch must be at least 1, most and tile at least 0")
+        if self.tiling not in ("auto", "always", "never"):
+            raise OptionError(f"tiling must be auto, always or never, got {self.tiling!r}")
+
+    def decoding(self, card: ModelCard) -> DecodeOptions:
+        """What decoding needs; the card's thresholds hold unless `score` is given."""
+        return DecodeOptions(
+            score=0.25 if self.score is None else self.score,
+            class_scores=dict(card.thresholds) if self.score is None else {},
+            nms_iou=self.nms_iou,
+            most=self.most,
+            agnostic=self.agnostic,
+        )

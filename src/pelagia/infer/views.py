@@ -1,0 +1,123 @@
+"""What the network looks at: whole images or tiles, brought to the scale at which it learnt, and its answers in their pixels.
+
+A network is best at the scale at which it learnt. A model whose training images were 640 pixels wide and shown at 320 is given
+tiles of 640 pixels, shrunk alike; the size comes from the card (`manifest["image_size"]`, width and height in pixels; one that
+learnt on windows at full resolution has `manifest["full_resolution"]`), else the
+input size is the scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pelagia.core.card import ModelCard
+from pelagia.core.frame import Frame
+from pelagia.core.image import normalise, warp
+from pelagia.core.scan import Scan
+from pelagia.core.types import Instances, Prediction
+from pelagia.decode import DecodeOptions, decode
+from pelagia.errors import ModelError
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.runtimes import Runtime
+from pelagia.infer.tiles import Tile, lay_tiles
+
+__all__ = ["TILE_FACTOR", "answer", "is_full_resolution", "is_tiled", "lay", "must_tile", "objects_of", "tile_size", "views"]
+
+#: An image is tiled when one of its sides is longer than this many tiles; one tile where the scale is full resolution.
+TILE_FACTOR = 1.5
+
+#: Tiles overlap by this many times the typical object of the training data, where the card knows it.
+_OBJECT_FACTOR = 1.5
+
+
+def tile_size(card: ModelCard, options: PredictOptions) -> tuple[int, int]:
+    """Width and height in image pixels of what the network answers for at once."""
+    height, width = (side - 2 * card.margin for side in card.input_size)
+    trained = card.manifest.get("image_size") or (width, height)
+    # A training image fitted into the input was scaled by the smaller ratio.
+    scale = max(height, width) / options.tile if options.tile else min(width / trained[0], height / trained[1])
+    return max(round(width / scale), 1), max(round(height / scale), 1)
+
+
+def is_full_resolution(card: ModelCard) -> bool:
+    return bool(card.manifest.get("full_resolution"))
+
+
+def must_tile(size: tuple[int, int], tile: tuple[int, int], tiling: Literal["auto", "always", "never"], card: ModelCard) -> bool:
+    if card.task == "panoptic" or tiling == "never":
+        return False
+    largest = 1.0 if is_full_resolution(card) else TILE_FACTOR
+    return tiling == "always" or size[0] > largest * tile[0] or size[1] > largest * tile[1]
+
+
+def is_tiled(size: tuple[int, int], card: ModelCard) -> bool:
+    """Whether an image of that width and height is predicted in tiles when nothing is said about it."""
+    options = PredictOptions()
+    return must_tile(size, tile_size(card, options), options.tiling, card)
+
+
+def lay(card: ModelCard, size: tuple[int, int], tile: tuple[int, int], options: PredictOptions) -> list[Tile]:
+    stride = card.stride * tile[0] / (card.input_size[1] - 2 * card.margin)
+    return lay_tiles(size, tile, _overlap(card, tile, options), round(stride) if stride.is_integer() else 1)
+
+
+def _overlap(card: ModelCard, tile: tuple[int, int], options: PredictOptions) -> int:
+    """Pixels: the asked share, or 1.5 typical objects if that is more, but at most half a tile unless asked for."""
+    asked = options.overlap * min(tile)
+    typical = float(card.manifest.get("object_px") or 0.0)
+    return round(max(asked, min(_OBJECT_FACTOR * typical, min(tile) / 2)))
+
+
+def views(scan: Scan, tiles: Sequence[Tile], card: ModelCard, *, local: bool) -> Iterator[tuple[NDArray[Any], Frame]]:
+    """Each tile at the network's size, with its frame: back to the scan, or `local` to the tile.
+
+    A row of tiles is read at once: stripped files give whole rows anyway. A margin of the input shows what surrounds the tile, at
+    the border of the scan its mirror image.
+    """
+    height, width = card.input_size
+    top, band = -1, scan.read(0, 0, 1, 1)
+    for tile in tiles:
+        scale = (width - 2 * card.margin) / tile.width
+        around = math.ceil(card.margin / scale)
+        if tile.y != top:
+            top = tile.y
+            above = max(top - around, 0)
+            band = scan.read(0, above, scan.width, min(top + tile.height + around, scan.height) - above)
+            band = _mirrored(band, around - (top - above), top + tile.height + around - scan.height, around)
+        # The band begins `around` pixels above and to the left of the tiles.
+        part = band[:, tile.x : tile.x + tile.width + 2 * around]
+        shift = card.margin - around * scale
+        image = warp(part, np.array([[scale, 0.0, shift], [0.0, scale, shift]]), (width, height))
+        left, upper = (0, 0) if local else (tile.x, tile.y)
+        size = (tile.width, tile.height) if local else (scan.width, scan.height)
+        corner = card.margin / scale
+        yield image, Frame(np.array([[1 / scale, 0.0, left - corner], [0.0, 1 / scale, upper - corner]]), *size)
+
+
+def _mirrored(band: NDArray[Any], above: int, below: int, beside: int) -> NDArray[Any]:
+    """Rows and columns added by mirroring where a margin reaches beyond the scan; nothing without a margin."""
+    if not beside:
+        return band
+    return np.pad(band, ((max(above, 0), min(max(below, 0), beside)), (beside, beside), (0, 0)), mode="symmetric")
+
+
+def answer(runtime: Runtime, images: Sequence[NDArray[Any]], frames: Sequence[Frame], options: DecodeOptions) -> list[Prediction]:
+    card = runtime.card
+    batch = np.stack([normalise(image, card.normalisation) for image in images])
+    return decode(runtime.run(batch), frames, card, options)
+
+
+def objects_of(found: Prediction, card: ModelCard) -> Instances:
+    """`found`, which must be objects.
+
+    Raises:
+        ModelError: the model answers with a map.
+    """
+    if not isinstance(found, Instances):
+        raise ModelError(f"the task {card.task!r} does not answer with objects", where=card.name)
+    return found
