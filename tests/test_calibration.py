@@ -14,15 +14,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 from pelagia.errors import EvaluationError, OptionError
-from pelagia.metrics import calibration
-from pelagia.metrics.calibration import (
-    CalibrationTally,
-    Reliability,
-    brier,
-    classification_calibration,
-    detection_calibration,
-    reliability,
-)
+from pelagia.metrics import reliability as reliability_module
+from pelagia.metrics.bootstrap import image_weights
+from pelagia.metrics.calibration import classification_calibration, detection_calibration, place_scores
+from pelagia.metrics.reliability import CalibrationTally, Reliability, brier, reliability
+from pelagia.metrics.statistics import calibration_statistic, pixel_calibration_statistic
 
 NONE = np.zeros(0)
 
@@ -190,13 +186,13 @@ def test_a_tally_is_the_reliability_of_everything(seed: int, sizes: list[int], b
 
 
 def test_a_tally_takes_maps_of_any_shape_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_AT_ONCE", 1000)
+    monkeypatch.setattr(reliability_module, "_AT_ONCE", 1000)
     score, correct = sample(5, 100 * 123)
     score = score.astype(np.float32)
     tally = CalibrationTally()
     tally.add(score.reshape(100, 123).T, correct.reshape(100, 123).T)
     expected = reliability(score, correct)
-    assert tally.count.tolist() == expected.count.tolist()
+    assert tally.sums[0].tolist() == expected.count.tolist()
     assert tally.result().ece == pytest.approx(expected.ece, abs=1e-12)
     before = tally.result()
     tally.add(np.full((2, 2), 0.5), np.ones((2, 2)))
@@ -207,9 +203,52 @@ def test_a_refused_map_leaves_the_tally_as_it_was() -> None:
     tally = CalibrationTally(4)
     with pytest.raises(EvaluationError, match="NaN"):
         tally.add(np.array([0.5, np.nan]), np.array([1, 0]))
-    assert tally.count.sum() == 0
+    assert tally.sums[0].sum() == 0
     with pytest.raises(EvaluationError, match="5 bins"):
         tally.merge(CalibrationTally(5))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weighted_images_of_a_tally_are_repeated_images(seed: int) -> None:
+    parts = [sample(seed + n, size) for n, size in enumerate((40, 0, 7, 150, 3))]
+    tally = CalibrationTally(6)
+    for image, (score, correct) in enumerate(parts):
+        tally.add(score[:3], correct[:3], image=image)
+        tally.add(score[3:], correct[3:], image=image)
+    statistic = pixel_calibration_statistic(tally, 6)  # the last image has no scored pixel and was not added
+    for resample in range(10):
+        weights = image_weights(6, seed, resample)
+        drawn = [parts[n] for n in range(5) for _ in range(int(weights[n]))]
+        score, correct = (np.concatenate([NONE, *(part[side] for part in drawn)]) for side in (0, 1))
+        expected, got = reliability(score, correct, bins=6), statistic(weights)
+        for name, value in (("ECE", expected.ece), ("MCE", expected.mce), ("overconfidence", expected.overconfidence)):
+            assert got["", name] == pytest.approx(value, abs=1e-12, nan_ok=True)
+    tally.add(np.array([0.5]), np.array([1]))
+    with pytest.raises(OptionError, match="image="):
+        tally.image_sums()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("placed", [False, True])
+def test_detections_of_weighted_images_are_repeated_detections(seed: int, placed: bool) -> None:
+    rng = np.random.default_rng(seed)
+    score, correct = sample(seed, 400)
+    image, position = rng.integers(0, 9, 400), rng.random((400, 4))
+    options: dict[str, Any] = {"bins": 7, "position_bins": (2, 2, 1, 2, 1), "least": 5}
+    scores = place_scores(score, correct, image, position=position if placed else None, **options)
+    statistic = calibration_statistic(scores)
+    for resample in range(10):
+        weights = image_weights(9, seed, resample)
+        times = weights[image].astype(int)
+        drawn = [np.repeat(part, times, axis=0) for part in (score, correct, position)]
+        expected = detection_calibration(drawn[0], drawn[1], position=drawn[2] if placed else None, **options)
+        got, numbers = scores.result(weights), statistic(weights)
+        for name in ("d_ece", "d_ece_position", "kept", "kept_position"):
+            assert getattr(got, name) == pytest.approx(getattr(expected, name), abs=1e-12, nan_ok=True)
+        wanted = {"ECE": expected.confidence.ece, "MCE": expected.confidence.mce, "D-ECE": expected.d_ece}
+        wanted |= {"overconfidence": expected.confidence.overconfidence}
+        wanted |= {"D-ECE, place and size": expected.d_ece_position} if placed else {}
+        assert numbers == {("", name): pytest.approx(value, abs=1e-12) for name, value in wanted.items()}
 
 
 def softmax(seed: int, count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:

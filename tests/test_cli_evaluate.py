@@ -157,6 +157,17 @@ def test_every_number_has_an_interval_and_a_comparison(place: Path, tmp_path: Pa
     anything = content["hierarchy"]["levels"][-1]
     assert sure["", "anything AP50"]["value"] == pytest.approx(anything["ap50"])
     rows = {(row["class"], row["number"]): row for row in content["differences"]}
+    for key, value in (
+        (("", "ECE"), content["calibration"]["confidence"]["ece"]),
+        (("", "overconfidence"), content["calibration"]["confidence"]["overconfidence"]),
+        (("", "D-ECE"), content["calibration"]["d_ece"]),
+        (("", "D-ECE, place and size"), content["calibration"]["d_ece_position"]),
+        (("", "AP50 lost, false negative"), content["errors"]["gain"]["false negative"]),
+        (("red", "AP50 lost, false negative"), content["errors"]["class_gain"]["false negative"][0]),
+    ):
+        assert sure[key]["value"] == pytest.approx(value, abs=1e-12), key
+        assert sure[key]["low"] < sure[key]["high"], key
+        assert rows[key]["first"] == pytest.approx(value, abs=1e-12), key
     assert run("evaluate", place / "good.json", *words[2:], "--json") == 0
     other = document(capsys)
     assert rows["", "VOC mAP"]["second"] == pytest.approx(other["voc"]["map"])

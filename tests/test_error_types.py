@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drawn import categories, draw, evidence
+from drawn import categories, different_scores, draw, evidence, repeated
 from oracles import Verdict, box_overlap, count_truth, interpolated, judge, unscored
 from pelagia.core.types import Instances
 from pelagia.errors import OptionError
+from pelagia.metrics.bootstrap import image_weights
 from pelagia.metrics.detection import Evidence
-from pelagia.metrics.error_types import ERROR_TYPES, ErrorBreakdown, ImageErrors, error_types, worst_images
+from pelagia.metrics.error_types import ERROR_TYPES, ErrorBreakdown, ImageErrors, error_types, gather_errors, worst_images
+from pelagia.metrics.statistics import error_statistic
 
 CLASSES = 3
 
@@ -154,6 +156,22 @@ def test_drawn_errors_equal_the_loops(seed: int, images: int, objects: int, leve
         assert got.counts[name].tolist() == np.bincount(expected["labels"][name], minlength=CLASSES).tolist(), name
         bins = [(sum(low < size <= high for size in expected["sizes"][name])) for low, high in BINS]
         assert list(got.sizes[name].values()) == bins
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gains_of_weighted_images_are_those_of_repeated_images(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truths, predictions = draw(rng, images=5, classes=CLASSES, objects=6, found=14)
+    predictions = different_scores(rng, [item.replace(boxes=item.box_array + 3) for item in predictions])
+    statistic = error_statistic(gather_errors(evidence(truths, predictions, CLASSES)))
+    for resample in range(6):
+        weights = image_weights(5, seed, resample)
+        expected = naive(repeated(truths, weights), repeated(predictions, weights))["gains"]
+        got = statistic(weights)
+        for name, values in expected.items():
+            single = [got[f"taxon {label}", f"AP50 lost, {name}"] for label in range(CLASSES)]
+            np.testing.assert_allclose(single, values, rtol=0, atol=1e-12, err_msg=name)
+            assert got["", f"AP50 lost, {name}"] == pytest.approx(mean(values), abs=1e-12, nan_ok=True)
 
 
 BINS = [(-math.inf, 32**2), (32**2, 96**2), (96**2, math.inf)]

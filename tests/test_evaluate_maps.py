@@ -24,9 +24,9 @@ from pelagia.decode import DecodeOptions, registry
 from pelagia.errors import OptionError
 from pelagia.infer.evaluate import predictions
 from pelagia.infer.maps import MapOptions, evaluate_maps
-from pelagia.metrics.bootstrap import image_weights
-from pelagia.metrics.calibration import reliability
+from pelagia.metrics.bootstrap import image_weights, intervals
 from pelagia.metrics.panoptic import evaluate_panoptic
+from pelagia.metrics.reliability import reliability
 from pelagia.metrics.semantic import evaluate_semantic
 
 SIDE = 48
@@ -161,8 +161,12 @@ def test_the_calibration_of_pixels(semantic: Path) -> None:
     assert got.calibration.ece == pytest.approx(expected.ece, abs=1e-5)  # probabilities of the model are float32
     assert got.calibration.overconfidence < -0.1
     assert "not sure enough" in got.lines()[-1]
+    sure = intervals(got.statistic, len(data), resamples=30)
+    assert sure["", "ECE"].value == pytest.approx(got.calibration.ece, abs=1e-12)
+    assert sure["", "ECE"].low < sure["", "ECE"].high
     (without,) = evaluate_maps([runtime], semantic, "semantic", lambda _: data, MapOptions(show=False))
     assert without.calibration is None
+    assert ("", "ECE") not in without.statistic(np.ones(len(data)))
 
 
 def test_two_models_and_files_are_compared(

@@ -13,9 +13,10 @@ from PIL import Image
 from pelagia.core.types import Category
 from pelagia.metrics.angles import AngleErrors
 from pelagia.metrics.bootstrap import Difference, Interval, Key
-from pelagia.metrics.calibration import Reliability, classification_calibration, detection_calibration, reliability
+from pelagia.metrics.calibration import classification_calibration, detection_calibration
 from pelagia.metrics.error_types import ERROR_TYPES, ErrorBreakdown, ImageErrors
 from pelagia.metrics.label_images import evaluate_label_images
+from pelagia.metrics.reliability import Reliability, reliability
 from pelagia.metrics.semantic import SemanticTally
 from pelagia.metrics.semantic_result import SemanticResult
 from pelagia.metrics.taxonomy import HierarchicalResult, Level

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pelagia.core.types import Category, PanopticMap, Segment
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.metrics.bootstrap import image_weights
-from pelagia.metrics.panoptic import PanopticTally, contingency, evaluate_panoptic
+from pelagia.metrics.contingency import contingency
+from pelagia.metrics.panoptic import PanopticTally, evaluate_panoptic
 from pelagia.metrics.statistics import panoptic_statistic
 
 CLASSES = 4

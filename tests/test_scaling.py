@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from pelagia.core.card import ModelCard
 from pelagia.core.types import Category
 from pelagia.errors import CheckpointError, EvaluationError, OptionError
-from pelagia.metrics.calibration import reliability
+from pelagia.metrics.reliability import reliability
 from pelagia.metrics.scaling import MAP_KINDS, MapKind, ScoreMap, fit_score_map, temperature_for_logits
 
 NAMES = ("centric", "pennate", "bubble")

@@ -14,13 +14,15 @@ from pelagia.core.types import Float, Int
 from pelagia.errors import EvaluationError, OptionError
 from pelagia.metrics.angles import AngleErrors, angle_errors
 from pelagia.metrics.bootstrap import Difference, Interval, Key, Statistic, intervals, paired_differences
-from pelagia.metrics.calibration import DetectionCalibration, detection_calibration
+from pelagia.metrics.calibration import DetectionCalibration, PlacedScores, place_scores
 from pelagia.metrics.detection import Evidence
-from pelagia.metrics.error_types import ErrorBreakdown, ImageErrors, error_types, worst_images
+from pelagia.metrics.error_types import ErrorBreakdown, ErrorEvidence, ImageErrors, gather_errors, worst_images
 from pelagia.metrics.result import DetectionResult, json_value, number, text_table
 from pelagia.metrics.statistics import (
     angle_statistic,
+    calibration_statistic,
     detection_statistic,
+    error_statistic,
     hierarchy_statistic,
     joined,
     share_bounds,
@@ -189,10 +191,16 @@ class _Side:
     angles: AngleErrors | None
     hierarchy: HierarchicalEvidence | None
     voc: VocEvidence | None
+    errors: ErrorEvidence | None
+    scores: PlacedScores | None
 
     def statistic(self) -> Statistic:
         """Every number of it."""
         parts = [detection_statistic(self.evidence, self.thresholds)]
+        if self.errors is not None:
+            parts.append(error_statistic(self.errors))
+        if self.scores is not None:
+            parts.append(calibration_statistic(self.scores))
         if self.angles is not None:
             parts.append(angle_statistic(self.angles))
         if self.hierarchy is not None:
@@ -229,7 +237,10 @@ def assess(
         thresholds = rule_thresholds(of, options.threshold)
         angles = angle_errors(of) if kind == "oriented" else None
         hierarchy = None if taxonomy is None else gather_hierarchy(of, taxonomy, thresholds)
-        return _Side(of, thresholds, angles, hierarchy, None if voc is None else voc(of))
+        has_half = bool(np.isclose(of.rules.thresholds, 0.5, atol=1e-9).any())
+        errors = gather_errors(of) if options.errors and has_half and kind != "keypoints" else None
+        scores = _placed_scores(of, sizes) if options.errors else None
+        return _Side(of, thresholds, angles, hierarchy, None if voc is None else voc(of), errors, scores)
 
     if against is not None:
         _check_alike(evidence, against)
@@ -239,12 +250,11 @@ def assess(
     if statistic is not None:
         other = None if against is None else side(against).statistic()
         sure, differences = certainty(statistic, other, evidence.images, options)
-    has_half = bool(np.isclose(evidence.rules.thresholds, 0.5, atol=1e-9).any())
     return Assessment(
         result=evidence.result(),
-        errors=error_types(evidence) if options.errors and has_half and kind != "keypoints" else None,
+        errors=None if own.errors is None else own.errors.breakdown(),
         worst=tuple(worst_images(evidence, own.thresholds)),
-        calibration=_calibration(evidence, sizes) if options.errors else None,
+        calibration=None if own.scores is None else own.scores.result(),
         thresholds=own.thresholds,
         angles=own.angles,
         hierarchy=None if own.hierarchy is None else own.hierarchy.result(),
@@ -285,7 +295,7 @@ def fit_calibration(evidence: Evidence, kind: MapKind) -> ScoreMap:
     return fitted
 
 
-def _calibration(evidence: Evidence, sizes: Int | None) -> DetectionCalibration | None:
+def _placed_scores(evidence: Evidence, sizes: Int | None) -> PlacedScores | None:
     right, kept = evidence.outcome
     score = evidence.comparison.score
     if not kept.any() or score[kept].min() < 0 or score[kept].max() > 1:
@@ -296,4 +306,4 @@ def _calibration(evidence: Evidence, sizes: Int | None) -> DetectionCalibration 
         x1, y1, x2, y2 = predictions.bounds[kept].T
         width, height = sizes[predictions.image[kept]].T
         position = np.stack([(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height], axis=1)
-    return detection_calibration(score[kept], right[kept], position=position)
+    return place_scores(score[kept], right[kept], evidence.comparison.predictions.image[kept], position=position)

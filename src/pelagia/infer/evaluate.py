@@ -30,10 +30,10 @@ from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.runtimes import Runtime
 from pelagia.infer.views import is_tiled, objects_of
 from pelagia.metrics.boundary import DEFAULT_BOUNDARY, BoundaryOptions
-from pelagia.metrics.calibration import CalibrationTally
 from pelagia.metrics.detection import Evidence, gather
 from pelagia.metrics.objects import Kind, Objects
 from pelagia.metrics.panoptic import PanopticResult, PanopticTally
+from pelagia.metrics.reliability import CalibrationTally
 from pelagia.metrics.result import DetectionResult
 from pelagia.metrics.semantic import SemanticTally
 from pelagia.metrics.semantic_result import SemanticResult
@@ -139,7 +139,7 @@ def tally_maps(
             semantic.add(truth, found.labels, image=index, where=where)
             if calibration is not None and found.scores is not None:
                 scored = (truth != IGNORE_INDEX) & (found.labels != IGNORE_INDEX)
-                calibration.add(found.scores.max(axis=0)[scored], (found.labels == truth)[scored])
+                calibration.add(found.scores.max(axis=0)[scored], (found.labels == truth)[scored], image=index)
         elif isinstance(found, PanopticMap):
             panoptic.add(dataset.panoptic(index), found, where=where)
     return panoptic if runtime.card.task == "panoptic" else semantic

@@ -24,13 +24,19 @@ from pelagia.infer.runtimes import Runtime
 from pelagia.infer.sources import MapKind, maps_of
 from pelagia.metrics import semantic
 from pelagia.metrics.bootstrap import Statistic
-from pelagia.metrics.calibration import CalibrationTally, Reliability
 from pelagia.metrics.label_images import LabelImageResult, evaluate_label_images
 from pelagia.metrics.panoptic import PanopticResult, PanopticTally
+from pelagia.metrics.reliability import CalibrationTally, Reliability
 from pelagia.metrics.result import number
 from pelagia.metrics.semantic import SemanticTally
 from pelagia.metrics.semantic_result import SemanticResult
-from pelagia.metrics.statistics import label_image_statistic, panoptic_statistic, semantic_statistic
+from pelagia.metrics.statistics import (
+    joined,
+    label_image_statistic,
+    panoptic_statistic,
+    pixel_calibration_statistic,
+    semantic_statistic,
+)
 
 __all__ = ["AnyMap", "MapEvaluation", "MapImages", "MapOptions", "MapScores", "evaluate_map_files", "evaluate_maps"]
 
@@ -189,9 +195,10 @@ def _model(runtime: Runtime, dataset: Dataset, options: MapOptions) -> MapEvalua
         assert isinstance(found, SemanticMap | PanopticMap)
         return truth(index), found
 
-    calibration = believed.result() if believed is not None and believed.count.any() else None
+    if believed is not None and not believed.sums.any():
+        believed = None
     if isinstance(tally, SemanticTally):
-        return _semantic(tally, maps, dataset, (), calibration)
+        return _semantic(tally, maps, dataset, (), believed)
     return _panoptic(tally, maps, TrueMaps.of(dataset), dataset, ())
 
 
@@ -207,12 +214,15 @@ def _semantic(
     maps: Callable[[int], tuple[AnyMap, AnyMap]],
     dataset: Dataset,
     unknown: tuple[str, ...],
-    calibration: Reliability | None,
+    believed: CalibrationTally | None,
 ) -> MapEvaluation:
     single = np.array([tally.from_sums(sums).mean_iou for sums in tally.image_sums()], dtype=np.float64)
     images = MapImages(dataset.names, single, maps, dataset.image, dataset.categories)
     result, statistic = tally.result(categories=dataset.categories), semantic_statistic(tally, dataset.categories)
-    return MapEvaluation(result, statistic, images, unknown, calibration)
+    if believed is None:
+        return MapEvaluation(result, statistic, images, unknown)
+    statistic = joined(statistic, pixel_calibration_statistic(believed, len(dataset)))
+    return MapEvaluation(result, statistic, images, unknown, believed.result())
 
 
 def _panoptic_file(source: Path, truth: PanopticFile | TrueMaps, dataset: Dataset | None) -> MapEvaluation:

@@ -32,7 +32,7 @@ from pelagia.metrics.detection import Evidence
 from pelagia.metrics.matching import find_pairs, ranks
 from pelagia.metrics.result import json_value, mean, number, text_table
 
-__all__ = ["ERROR_TYPES", "ErrorBreakdown", "ImageErrors", "error_types", "worst_images"]
+__all__ = ["ERROR_TYPES", "ErrorBreakdown", "ErrorEvidence", "ImageErrors", "error_types", "gather_errors", "worst_images"]
 
 #: In printing order.
 ERROR_TYPES = ("classification", "localisation", "both", "duplicate", "background", "missed")
@@ -103,16 +103,87 @@ class ImageErrors:
         return 2 * self.correct / whole if whole else float("nan")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Scored:
-    """Predictions by class and falling score (`order`: their indices), and the truth: all that AP needs."""
+    """Predictions by class and falling score (`order`: their indices), and which true objects [G] count: all that AP needs."""
 
     order: Int
     label: Int
     score: Float
     right: Mask
     kept: Mask
-    total: Int
+    truth: Mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ErrorEvidence:
+    """Every error with its type, and the predictions and objects as each oracle leaves them; what the errors cost under any
+    weighting of images is read from it.
+
+    Args:
+        kind: [D] index into ERROR_TYPES of each false positive, -1 for other predictions.
+        aim: [D] the true object that it is measured by.
+        missed: indices of the objects that are missed.
+    """
+
+    evidence: Evidence
+    kind: Int
+    aim: Int
+    missed: Int
+    plain: _Scored
+    mended: dict[str, _Scored]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """C names of classes."""
+        return tuple(category.name for category in self.evidence.categories)
+
+    def gains(self, weights: Float | None = None) -> tuple[Float, dict[str, Float]]:
+        """AP [C] at the foreground IoU, without a cut, and for each type the AP [C] gained by mending it, when image n counts
+        weights[n] times, each once by default. NaN for a class without truth."""
+        weights = np.ones(self.evidence.images) if weights is None else weights
+        plain = self._average(self.plain, weights)
+        gains = {name: self._average(item, weights) - plain for name, item in self.mended.items()}
+        # A class of which an oracle leaves no object cannot be wrong any more: it gains all that it lacks.
+        return plain, {name: np.where(np.isnan(values), 1 - plain, values) for name, values in gains.items()}
+
+    def _average(self, scored: _Scored, weights: Float) -> Float:
+        """[C] AP at 101 recalls."""
+        comparison, classes = self.evidence.comparison, len(self.evidence.categories)
+        heavy = weights[comparison.predictions.image[scored.order]]
+        truth = comparison.truth
+        total = np.bincount(truth.label[scored.truth], weights[truth.image[scored.truth]], classes)
+        # Precision peaks, and recall moves, only at true positives; the other predictions are merely counted.
+        hits = np.flatnonzero(scored.right & scored.kept)
+        seen = np.append(0, np.cumsum(heavy * scored.kept))
+        gained = np.append(0, np.cumsum(heavy[hits]))
+        edges = np.searchsorted(scored.label[hits], np.arange(classes + 1))
+        before = seen[np.searchsorted(scored.label, np.arange(classes))]
+        result = np.full(classes, np.nan)
+        for label in np.flatnonzero(total > 0).tolist():
+            low, high = edges[label], edges[label + 1]
+            counted = seen[hits[low:high] + 1] - before[label]
+            found = gained[low + 1 : high + 1] - gained[low]
+            envelope = np.append(np.maximum.accumulate((found / (counted + np.spacing(1)))[::-1])[::-1], 0.0)
+            result[label] = envelope[np.searchsorted(found / total[label], RECALLS, side="left")].mean()
+        return result
+
+    def breakdown(self) -> ErrorBreakdown:
+        """What the errors cost on the data as they are, and how many there are."""
+        predictions, truth = self.evidence.comparison.predictions, self.evidence.comparison.truth
+        plain, class_gain = self.gains()
+        counts, sizes = {}, {}
+        for code, name in enumerate(ERROR_TYPES):
+            errors = np.flatnonzero(self.kind == code)
+            labels, size = predictions.label[errors], predictions.size[errors]
+            if name == "missed":
+                labels, size = truth.label[self.missed], truth.size[self.missed]
+            elif name != "background":
+                size = truth.size[self.aim[errors]]
+            counts[name] = np.bincount(labels, minlength=len(self.names))
+            sizes[name] = {bin_: int(np.count_nonzero((size > low) & (size <= high))) for bin_, (low, high) in _bins().items()}
+        gain = {name: mean(values) for name, values in class_gain.items()}
+        return ErrorBreakdown(mean(plain), gain, class_gain, counts, sizes, self.names)
 
 
 def error_types(evidence: Evidence, *, foreground: float = 0.5, background: float = 0.1) -> ErrorBreakdown:
@@ -121,56 +192,44 @@ def error_types(evidence: Evidence, *, foreground: float = 0.5, background: floa
     Raises:
         OptionError: `foreground` is not among the IoU thresholds of `evidence`, or `background` not below it.
     """
+    return gather_errors(evidence, foreground=foreground, background=background).breakdown()
+
+
+def gather_errors(evidence: Evidence, *, foreground: float = 0.5, background: float = 0.1) -> ErrorEvidence:
+    """Type every error, and mend the errors of each type; see `error_types`."""
     place = np.flatnonzero(np.isclose(evidence.rules.thresholds, foreground, atol=1e-9, rtol=0))
     if len(place) == 0 or not 0 < background < foreground:
         known = ", ".join(f"{value:g}" for value in evidence.rules.thresholds)
         raise OptionError(
             f"error types need an IoU of {foreground:g} among the thresholds ({known}) and a lower one for background"
         )
-    comparison, classes = evidence.comparison, len(evidence.categories)
+    comparison = evidence.comparison
     predictions, truth = comparison.predictions, comparison.truth
     ignored = evidence.ranking.ignored[0]
     taken = matches_of(evidence.ranking).taken(0, int(place[0])).astype(np.int64)
     right = (taken >= 0) & ~np.append(ignored, True)[taken]
     kept = right | ((taken < 0) & evidence.ranking.inside[0])
     false = np.flatnonzero(kept & ~right)
-    total = np.bincount(truth.label[~ignored], minlength=classes)
     order = evidence.ranking.order
-    scored = _Scored(order, predictions.label[order], comparison.score[order], right[order], kept[order], total)
+    scored = _Scored(order, predictions.label[order], comparison.score[order], right[order], kept[order], ~ignored)
 
     held = np.zeros(len(truth), dtype=np.bool_)
     held[taken[right]] = True
     kind, aim = _assign(evidence, false, foreground, background)
     pointed = np.zeros(len(truth), dtype=np.bool_)
     pointed[aim[false][np.isin(kind[false], [0, 1])]] = True
-    missed = np.flatnonzero(~held & ~ignored & ~pointed)
+    missed = ~held & ~ignored & ~pointed
 
-    plain = _average(scored, classes)
     typed, aimed = kind[order], aim[order]
     mended = {
         "classification": _put_right(scored, typed == 0, aimed, held, np.append(truth.label, 0)[aimed]),
         "localisation": _put_right(scored, typed == 1, aimed, held, scored.label),
         **{name: _drop(scored, typed == ERROR_TYPES.index(name)) for name in ("both", "duplicate", "background")},
-        "missed": replace(scored, total=total - np.bincount(truth.label[missed], minlength=classes)),
+        "missed": replace(scored, truth=~ignored & ~missed),
         "false positive": _drop(scored, scored.kept & ~scored.right),
-        "false negative": replace(scored, total=np.bincount(truth.label[held & ~ignored], minlength=classes)),
+        "false negative": replace(scored, truth=held & ~ignored),
     }
-    class_gain = {name: _average(item, classes) - plain for name, item in mended.items()}
-    # A class of which an oracle leaves no object cannot be wrong any more: it gains all that it lacks.
-    class_gain = {name: np.where(np.isnan(values) & (total > 0), 1 - plain, values) for name, values in class_gain.items()}
-    counts, sizes = {}, {}
-    for code, name in enumerate(ERROR_TYPES):
-        errors = np.flatnonzero(kind == code)
-        labels, size = predictions.label[errors], predictions.size[errors]
-        if name == "missed":
-            labels, size = truth.label[missed], truth.size[missed]
-        elif name != "background":
-            size = truth.size[aim[errors]]
-        counts[name] = np.bincount(labels, minlength=classes)
-        sizes[name] = {bin_: int(np.count_nonzero((size > low) & (size <= high))) for bin_, (low, high) in _bins().items()}
-    gain = {name: mean(values) for name, values in class_gain.items()}
-    names = tuple(category.name for category in evidence.categories)
-    return ErrorBreakdown(mean(plain), gain, class_gain, counts, sizes, names)
+    return ErrorEvidence(evidence, kind, aim, np.flatnonzero(missed), scored, mended)
 
 
 def _bins() -> dict[str, tuple[float, float]]:
@@ -239,27 +298,11 @@ def _put_right(scored: _Scored, chosen: Mask, aim: Int, held: Mask, label: Int) 
     place[scored.order] = np.arange(len(labels))
     order, _ = ranks(labels[place], scored.score[place])
     row = place[order]
-    return _Scored(order, labels[row], scored.score[row], right[row], kept[row], scored.total)
+    return _Scored(order, labels[row], scored.score[row], right[row], kept[row], scored.truth)
 
 
 def _drop(scored: _Scored, chosen: Mask) -> _Scored:
     return replace(scored, kept=scored.kept & ~chosen)
-
-
-def _average(scored: _Scored, classes: int) -> Float:
-    """[C] AP at 101 recalls; NaN for a class without truth."""
-    # Precision peaks, and recall moves, only at true positives; the other predictions are merely counted.
-    hits = np.flatnonzero(scored.right & scored.kept)
-    seen = np.append(0, np.cumsum(scored.kept))
-    edges = np.searchsorted(scored.label[hits], np.arange(classes + 1))
-    before = seen[np.searchsorted(scored.label, np.arange(classes))]
-    result = np.full(classes, np.nan)
-    for label in np.flatnonzero(scored.total > 0).tolist():
-        counted = seen[hits[edges[label] : edges[label + 1]] + 1] - before[label]
-        found = np.arange(1, len(counted) + 1)
-        envelope = np.append(np.maximum.accumulate((found / (counted + np.spacing(1)))[::-1])[::-1], 0.0)
-        result[label] = envelope[np.searchsorted(found / scored.total[label], RECALLS, side="left")].mean()
-    return result
 
 
 def worst_images(evidence: Evidence, thresholds: Mapping[str, float] | float | None = None) -> list[ImageErrors]:

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from pelagia.core.types import Float, Int
 from pelagia.errors import EvaluationError, OptionError
-from pelagia.metrics.panoptic import Contingency, checked_weights, contingency, ratio
+from pelagia.metrics.contingency import Contingency, checked_weights, contingency, ratio
 from pelagia.metrics.result import json_value, mean, number, text_table
 
 __all__ = ["LABEL_IMAGE_THRESHOLDS", "LabelImageResult", "LabelImageScores", "evaluate_label_images"]

@@ -20,29 +20,43 @@ from pelagia.metrics.taxonomy import HierarchicalEvidence, HierarchicalResult
 from pelagia.metrics.voc import VocEvidence
 
 if TYPE_CHECKING:
+    from pelagia.metrics.calibration import PlacedScores
+    from pelagia.metrics.error_types import ErrorEvidence
     from pelagia.metrics.label_images import LabelImageResult
     from pelagia.metrics.panoptic import PanopticTally
+    from pelagia.metrics.reliability import CalibrationTally, Reliability
     from pelagia.metrics.semantic import SemanticTally
 
 __all__ = [
+    "LOST",
     "angle_statistic",
+    "calibration_statistic",
     "detection_statistic",
+    "error_statistic",
     "hierarchy_statistic",
     "joined",
     "label_image_statistic",
     "panoptic_statistic",
+    "pixel_calibration_statistic",
     "semantic_statistic",
     "share_bounds",
     "voc_statistic",
 ]
 
 _ANGLE = "angle error"
+_OVERCONFIDENCE = "overconfidence"
+
+#: Before the type of an error, in the name of the AP50 that it costs.
+LOST = "AP50 lost, "
 
 
 def share_bounds(key: Key) -> tuple[float, float]:
-    """What a number of this module lies between: shares from 0 to 1, angles from 0 to 90, ratios of counts from 0."""
+    """What a number of this module lies between: shares from 0 to 1, angles from 0 to 90, ratios of counts from 0, the signed gap
+    of scores from -1 to 1."""
     if key[1] == "count ratio":
         return 0.0, np.inf
+    if key[1] == _OVERCONFIDENCE:
+        return -1.0, 1.0
     return (0.0, 90.0) if key[1].startswith(_ANGLE) else (0.0, 1.0)
 
 
@@ -113,6 +127,48 @@ def voc_statistic(evidence: VocEvidence) -> Statistic:
         return {("", f"{evidence.title} mAP"): mean(values)} | _by_class(evidence.names, {f"{evidence.title} AP": values})
 
     return statistic
+
+
+def error_statistic(errors: ErrorEvidence) -> Statistic:
+    """The AP that each type of error costs, of all classes and of each."""
+
+    def statistic(weights: Float) -> dict[Key, float]:
+        _, gains = errors.gains(weights)
+        rows = {f"{LOST}{name}": values for name, values in gains.items()}
+        return {("", name): mean(values) for name, values in rows.items()} | _by_class(errors.names, rows)
+
+    return statistic
+
+
+def calibration_statistic(placed: PlacedScores) -> Statistic:
+    """The calibration errors of the scores of detections."""
+
+    def statistic(weights: Float) -> dict[Key, float]:
+        result = placed.result(weights)
+        numbers = _reliability(result.confidence) | {("", "D-ECE"): result.d_ece}
+        return numbers if placed.cell is None else numbers | {("", "D-ECE, place and size"): result.d_ece_position}
+
+    return statistic
+
+
+def pixel_calibration_statistic(tally: CalibrationTally, images: int) -> Statistic:
+    """The calibration errors of the probabilities of pixels.
+
+    Raises:
+        OptionError: something was added without the index of its image.
+    """
+    stack = np.zeros((images, 3 * tally.bins))
+    known = tally.image_sums()  # an image without a scored pixel may be missing at the end
+    stack[: len(known)] = known.reshape(len(known), -1)
+
+    def statistic(weights: Float) -> dict[Key, float]:
+        return _reliability(tally.result((weights @ stack).reshape(3, tally.bins)))
+
+    return statistic
+
+
+def _reliability(diagram: Reliability) -> dict[Key, float]:
+    return {("", "ECE"): diagram.ece, ("", "MCE"): diagram.mce, ("", _OVERCONFIDENCE): diagram.overconfidence}
 
 
 def angle_statistic(errors: AngleErrors) -> Statistic:

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from pelagia.metrics.angles import AngleErrors
 from pelagia.metrics.bootstrap import Difference, Interval, Key
-from pelagia.metrics.calibration import ClassificationCalibration, DetectionCalibration, Reliability
+from pelagia.metrics.calibration import ClassificationCalibration, DetectionCalibration
 from pelagia.metrics.error_types import ERROR_TYPES, ErrorBreakdown, ImageErrors
+from pelagia.metrics.reliability import Reliability
 from pelagia.metrics.result import number as three
+from pelagia.metrics.statistics import LOST
 from pelagia.metrics.taxonomy import HierarchicalResult
 from pelagia.metrics.thresholds import OperatingPoint, ThresholdRule
 from pelagia.report.html import Gallery, Heading, Numbers, Picture, Section, Table, Text
@@ -74,9 +76,11 @@ def interval_sections(
     if whole:
         rows = [[name, item.value, item.low, item.high, item.error] for name, item in whole.items()]
         sections.append(Table(["number", "value", "low", "high", "standard error"], rows))
-    if classes:
-        lines = [[name, *(_with_interval(items.get(number)) for number in numbers)] for name, items in classes.items()]
-        sections += [Heading(f"Intervals by {part}", 3), Table([part, *numbers], lines)]
+    scores, losses = ([number for number in numbers if number.startswith(LOST) == lost] for lost in (False, True))
+    for title, chosen in ((f"Intervals by {part}", scores), (f"Intervals of the AP50 lost by {part}", losses)):
+        if chosen:
+            lines = [[name, *(_with_interval(items.get(number)) for number in chosen)] for name, items in classes.items()]
+            sections += [Heading(title, 3), Table([part, *(number.removeprefix(LOST) for number in chosen)], lines)]
     return sections if intervals else [*sections, Text("There is no number to show.")]
 
 

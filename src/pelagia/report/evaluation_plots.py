@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pelagia.core.types import Float
 from pelagia.metrics.angles import AngleErrors
 from pelagia.metrics.bootstrap import Interval, Key
-from pelagia.metrics.calibration import Reliability
 from pelagia.metrics.curves import AREAS
 from pelagia.metrics.error_types import ERROR_TYPES, ErrorBreakdown
+from pelagia.metrics.reliability import Reliability
 from pelagia.metrics.semantic_result import NONE, SemanticResult
 from pelagia.report.plots import (
     COLOURS,
