@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pelagia.losses.borders import border_weights, components
-from pelagia.losses.pixels import FORMS, TERMS, Form, balanced_weights, jaccard_slopes, lovasz_loss, membership, pixel_loss
+from pelagia.losses.pixels import FORMS, TERMS, Form, Processes, jaccard_slopes, lovasz_loss, membership, pixel_loss
 
 CLASSES = {"softmax": 3, "binary": 2, "sigmoid": 3}
 
@@ -152,10 +151,9 @@ def test_the_gradient_of_the_lovasz_losses_is_that_of_the_sorted_sum() -> None:
 def test_where_all_is_ignored_the_loss_is_zero_with_a_gradient(name: str, form: Form) -> None:
     logits, labels = example(0, form)
     logits.requires_grad_()
-    for weights in (None, "balanced"):
-        value = pixel_loss(name, logits, torch.full_like(labels, 255), form, class_weights=weights)  # type: ignore[arg-type]
-        assert value.item() == 0
-        assert bool((torch.autograd.grad(value, logits)[0] == 0).all())
+    value = pixel_loss(name, logits, torch.full_like(labels, 255), form)
+    assert value.item() == 0
+    assert bool((torch.autograd.grad(value, logits)[0] == 0).all())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -195,60 +193,50 @@ def test_several_classes_at_a_pixel() -> None:
     torch.testing.assert_close(every, torch.nn.functional.softplus(-logits).mean())
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_balanced_classes_weigh_the_same_in_total(form: Form) -> None:
-    logits, labels = example(5, form)
-    counts = [sum(int(labels[place]) == c for place in pixels(labels)) for c in range(CLASSES[form])]
-    assert min(counts) > 0
-    total = sum(counts)
-    if form == "sigmoid":
-        above = below = 0.0
-        for place in pixels(labels):
-            for c, p in enumerate(chances(logits, place, form)):
-                held = int(labels[place]) == c
-                weight = total / (2 * (counts[c] if held else total - counts[c]))
-                above, below = above - weight * math.log(p if held else 1 - p), below + weight
-        expected = above / below
-    else:
-        weights = [total / (len(counts) * count) for count in counts]
-        expected = naive_elementwise(logits, labels, form, 0.0, weights, None)
-    found = pixel_loss("ce", logits, labels, form, class_weights="balanced")
-    assert found.item() == pytest.approx(expected, rel=1e-5)
-    assert balanced_weights(torch.tensor([3.0, 0.0, 1.0])).tolist() == pytest.approx([4 / 6, 0, 2])
+def test_no_and_yes_of_a_class_may_weigh_differently() -> None:
+    logits, labels = example(5, "sigmoid")
+    weights = torch.tensor([[0.5, 2.0], [1.0, 3.0], [0.25, 0.0]], dtype=torch.float64)
+    above = below = 0.0
+    for place in pixels(labels):
+        for c, p in enumerate(chances(logits, place, "sigmoid")):
+            held = int(labels[place]) == c
+            weight = weights[c, int(held)].item()
+            above, below = above - weight * math.log(p if held else 1 - p), below + weight
+    found = pixel_loss("ce", logits, labels, "sigmoid", class_weights=weights)
+    assert found.item() == pytest.approx(above / below, rel=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["ce", "focal", "dice"])
-def test_processes_with_shared_normalisers_equal_one(name: str, form: Form) -> None:
+@pytest.mark.parametrize("name", TERMS)
+def test_two_processes_equal_one(name: str, form: Form) -> None:
     logits, labels = example(6, form)
-    logits.requires_grad_()
-    for weights in (None, "balanced"):
-        whole = torch.autograd.grad(pixel_loss(name, logits, labels, form, class_weights=weights), logits)[0]  # type: ignore[arg-type]
-        seen: list[list[Tensor]] = [[], []]
-        # The answers of `reduce` may depend on each other, so the means are found one call after the other.
-        means: list[Tensor] = []
-        for _ in range(3):
-            for part in (0, 1):
-                seen[part] = []
-                chosen = slice(part, part + 1)
-                pixel_loss(name, logits[chosen], labels[chosen], form, class_weights=weights, reduce=recorded(seen[part], means))  # type: ignore[arg-type]
-            means = [(a + b) / 2 for a, b in zip(*seen, strict=True)]
-        parts = []
-        for part in (0, 1):
-            chosen = slice(part, part + 1)
-            value = pixel_loss(name, logits[chosen], labels[chosen], form, class_weights=weights, reduce=recorded([], means))  # type: ignore[arg-type]
-            parts.append(torch.autograd.grad(value, logits)[0])
-        torch.testing.assert_close((parts[0] + parts[1]) / 2, whole)
+    logits = logits.round(decimals=0).requires_grad_()  # equal errors in both, whose order must not depend on the process
+    weights = torch.linspace(0.5, 2, CLASSES[form], dtype=torch.float64)
+    whole = pixel_loss(name, logits, labels, form, class_weights=weights)
+    expected = torch.autograd.grad(whole, logits)[0]
 
+    def part(rank: int, asked: list[Tensor], known: list[list[Tensor]]) -> Tensor:
+        """The loss of one process, which notes what it asks of the others; what they once answered is `known`."""
 
-def recorded(seen: list[Tensor], means: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    """A `reduce` that notes what it is asked and answers with what is known."""
+        def all_of(value: Tensor) -> list[Tensor]:
+            asked.append(value.detach())
+            return [values[len(asked) - 1] for values in known] if known else [value, value]
 
-    def reduce(value: Tensor) -> Tensor:
-        seen.append(value.detach())
-        return means[len(seen) - 1] if len(seen) <= len(means) else value
+        across = Processes(
+            lambda value: torch.stack(all_of(value)).mean(dim=0),
+            lambda value: (torch.cat(all_of(value), dim=-1), rank * value.shape[-1]),
+        )
+        chosen = slice(rank, rank + 1)
+        return pixel_loss(name, logits[chosen], labels[chosen], form, class_weights=weights, across=across)
 
-    return reduce
+    known: list[list[Tensor]] = [[], []]
+    for rank in (0, 1):
+        part(rank, known[rank], [])
+    values = [part(rank, [], known) for rank in (0, 1)]
+    gradients = [torch.autograd.grad(value, logits)[0] for value in values]
+    torch.testing.assert_close((gradients[0] + gradients[1]) / 2, expected)
+    if name != "dice":  # whose value is that of the whole in either process
+        torch.testing.assert_close((values[0] + values[1]) / 2, whole)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -264,4 +264,4 @@ def test_what_is_wrong_is_named() -> None:
     model = make("unet", 2, "instance", size=(40, 60), depth=2, width=2, padding=True)
     with pytest.raises(ModelError, match="masks in the targets"):
         model.loss({"logits": torch.zeros(1, 3, 40, 60)}, Targets(*[torch.zeros(0)] * 3, size=1))
-    assert Options().weights(torch.device("cpu")) is None
+    assert Options().weights(2, torch.device("cpu")) is None

@@ -24,6 +24,10 @@ def _same(value: Tensor) -> Tensor:
     return value
 
 
+def _alone(value: Tensor) -> tuple[Tensor, int]:
+    return value, 0
+
+
 class Model(nn.Module, ABC):
     """A network with its loss and its decoding; each paper's class is final.
 
@@ -31,10 +35,12 @@ class Model(nn.Module, ABC):
         card: what the model is: name, task, classes, input size, normalisation, options.
         reduce: maps the normaliser of a loss to its mean over all processes; the identity in a single process. A loss that
             divides by a count passes it through here, so that the mean of the processes' gradients is that of the whole batch.
+        gather: joins values [..., N] of all processes to [..., W N] and tells where this process's begin; for losses that sort.
     """
 
     card: ModelCard
     reduce: Callable[[Tensor], Tensor] = staticmethod(_same)
+    gather: Callable[[Tensor], tuple[Tensor, int]] = staticmethod(_alone)
 
     @abstractmethod
     def forward(self, images: Tensor, valid: Tensor | None = None, targets: Targets | None = None) -> dict[str, Tensor]:

@@ -47,6 +47,15 @@ class Group:
         dist.all_reduce(total)
         return total / self.world
 
+    def gather(self, value: Tensor) -> tuple[Tensor, int]:
+        """Values [..., N] of all W processes in the order of their ranks, [..., W N], without gradient, and where those of this
+        process begin. N must be the same for all."""
+        if self.world == 1:
+            return value, 0
+        found = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(self.world)]
+        dist.all_gather(found, value.detach().contiguous())
+        return torch.cat(found, dim=-1), self.rank * value.shape[-1]
+
     def lowest(self, value: int) -> int:
         """The smallest of the processes' integers."""
         if self.world == 1:

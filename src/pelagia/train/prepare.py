@@ -27,6 +27,7 @@ from pelagia.models.foreign import load_any
 from pelagia.models.model import Model
 from pelagia.models.registry import create
 from pelagia.models.weights import PUBLISHED, fetch
+from pelagia.train.balance import balance
 from pelagia.train.data import measure_window
 from pelagia.train.distributed import Group
 from pelagia.train.options import TrainOptions
@@ -235,6 +236,7 @@ def start_model(options: TrainOptions, train: Dataset, device: torch.device, kno
         model = create(options.model, train.categories, train.task, input_size=options.imgsz, options=own)
     except ModelError as error:
         raise OptionError(f"{error.reason} (--imgsz {options.imgsz}, --task {train.task})", where=options.model) from error
+    balance(model, train, None if known is None else known.options.get("class_weights"))
     report, facts = None, {}
     if known is not None:
         model.card, facts = known, known.manifest.get("weights", {})
@@ -286,4 +288,5 @@ def describe(model: Model, frozen: Sequence[str]) -> str:
     fixed = f", {len(frozen)} tensors fixed" if frozen else ""
     classes = ", ".join(card.class_names[:8]) + (", ..." if len(card.categories) > 8 else "")
     count = sum(parameter.numel() for parameter in model.parameters())
-    return f"{card.name} for {card.task}, {count:,} parameters{fixed}, {len(card.categories)} classes: {classes}"
+    weights = f"; they weigh {text}" if (text := card.options.get("class_weights")) else ""
+    return f"{card.name} for {card.task}, {count:,} parameters{fixed}, {len(card.categories)} classes: {classes}{weights}"

@@ -39,13 +39,13 @@ class TrainStep(nn.Module):
 def wrap(model: Model, group: Group) -> nn.Module:
     """`TrainStep`, over several processes with averaged gradients.
 
-    `Model.reduce` then takes the mean of a loss's normaliser over processes, and the average of their gradients is the gradient
-    of the whole batch.
+    `Model.reduce` then takes the mean of a loss's normaliser over processes, `Model.gather` joins what a loss sorts, and the
+    average of their gradients is the gradient of the whole batch.
     """
     step = TrainStep(model)
     if group.world == 1:
         return step
-    model.reduce = group.mean
+    model.reduce, model.gather = group.mean, group.gather
     device = next(model.parameters()).device
     return DistributedDataParallel(step, device_ids=[device.index] if device.type == "cuda" else None)
 

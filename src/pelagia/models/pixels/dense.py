@@ -8,9 +8,9 @@ that each object stays a component of its own, and the weights of the U-Net pape
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Final, cast
 
 import torch
 from torch import Tensor
@@ -19,13 +19,15 @@ from torch.nn import functional as F
 from pelagia.core.types import IGNORE_INDEX, Category, Task
 from pelagia.errors import ModelError, OptionError
 from pelagia.losses.borders import border_weights, components
-from pelagia.losses.pixels import FORMS, TERMS, Form, pixel_loss
+from pelagia.losses.pixels import ALONE, FORMS, TERMS, Form, Processes, pixel_loss
 from pelagia.models.targets import Targets
 
-__all__ = ["DenseOptions", "DenseTruth", "channels", "dense_loss", "dense_truth"]
+__all__ = ["BALANCED", "DenseOptions", "DenseTruth", "channels", "dense_loss", "dense_truth"]
 
 #: Classes of a label map of 8 bits beside 255.
 _MOST_CLASSES: Final = 255
+#: The value of `class_weights` that stands for numbers which only training data give.
+BALANCED: Final = "balanced"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,9 @@ class DenseOptions:
     Args:
         loss: terms of the loss joined by `+`: ce, dice, focal, lovasz.
         form: softmax (classes exclude each other), binary (one logit for two classes) or sigmoid (each class says yes or no).
-        class_weights: of the cross-entropy and focal terms: empty for 1, `balanced` (each class present in a batch weighs the
-            same in total), or one number per class, the ground first for the task instance, joined by commas.
+        class_weights: of the cross-entropy and focal terms: empty for 1, `balanced` (each class weighs the same in total over
+            the training images, which training counts once and replaces by numbers), or one number per class, the ground first
+            for the task instance, joined by commas; for the form sigmoid also two per class, of no and of yes.
         gamma: exponent of the focal term.
         border: where the ground between objects weighs more: auto (task instance), always, never. In the task semantic class 0
             is the ground, and the components of the other classes are the objects.
@@ -71,7 +74,7 @@ class DenseOptions:
             raise OptionError(f"gamma must be 0 or at least 1 (its gradient is infinite between), got {self.gamma}")
         if self.border_weight < 0 or self.border_sigma <= 0 or self.min_area < 0:
             raise OptionError("border_weight and min_area must be at least 0, border_sigma positive")
-        if self.class_weights not in ("", "balanced"):
+        if self.class_weights not in ("", BALANCED):
             try:
                 values = [float(value) for value in self.class_weights.split(",")]
             except ValueError as error:
@@ -86,11 +89,18 @@ class DenseOptions:
         """Names of the terms of the loss."""
         return tuple(self.loss.split("+"))
 
-    def weights(self, device: torch.device) -> Tensor | Literal["balanced"] | None:
-        """What `losses.pixels.pixel_loss` takes."""
-        if self.class_weights in ("", "balanced"):
-            return "balanced" if self.class_weights else None
-        return torch.tensor([float(value) for value in self.class_weights.split(",")], device=device)
+    def weights(self, classes: int, device: torch.device) -> Tensor | None:
+        """What `losses.pixels.pixel_loss` takes.
+
+        Raises:
+            OptionError: they are `balanced`, and nobody has counted.
+        """
+        if self.class_weights == BALANCED:
+            raise OptionError("class_weights=balanced must be counted over the training images, as `train.balance` does")
+        if not self.class_weights:
+            return None
+        values = torch.tensor([float(value) for value in self.class_weights.split(",")], device=device)
+        return values.view(classes, 2) if self.form == "sigmoid" and len(values) == 2 * classes else values
 
 
 def channels(name: str, task: Task, categories: tuple[Category, ...], options: DenseOptions) -> int:
@@ -110,8 +120,8 @@ def channels(name: str, task: Task, categories: tuple[Category, ...], options: D
         raise ModelError("with a single class there is nothing to tell apart; name a second, such as the ground", where=name)
     if options.form == "binary" and classes != 2:
         raise ModelError(f"the form binary tells two classes apart, got {classes}", where=name)
-    given = options.class_weights.split(",") if options.class_weights not in ("", "balanced") else []
-    if given and len(given) != classes:
+    given = options.class_weights.split(",") if options.class_weights not in ("", BALANCED) else []
+    if given and len(given) != classes and (options.form != "sigmoid" or len(given) != 2 * classes):
         raise OptionError(f"class_weights has {len(given)} numbers for {classes} classes")
     return 1 if options.form == "binary" else classes
 
@@ -174,7 +184,7 @@ def dense_loss(
     options: DenseOptions,
     *,
     aux_weight: float = 0.0,
-    reduce: Callable[[Tensor], Tensor],
+    across: Processes = ALONE,
 ) -> dict[str, Tensor]:
     """The terms of `options.loss` on `logits`, and `aux`, their sum on the auxiliary logits times `aux_weight`.
 
@@ -192,10 +202,10 @@ def dense_loss(
                 logits,
                 truth.labels,
                 form,
-                class_weights=options.weights(logits.device),
+                class_weights=options.weights(logits.shape[1], logits.device),
                 pixel_weights=truth.weights,
                 gamma=options.gamma,
-                reduce=reduce,
+                across=across,
             )
             for name in options.terms
         }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pelagia.core.card import ModelCard
 from pelagia.core.types import Category, Task
 from pelagia.errors import OptionError
+from pelagia.losses.pixels import Processes
 from pelagia.models.model import Model, Targets
 from pelagia.models.pixels.dense import DenseOptions, channels, dense_loss, dense_truth
 from pelagia.nn.backbones import TimmBackbone, open_residuals
@@ -107,4 +108,6 @@ class FCN(Model):
     def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """The terms of `options.loss`, and `aux`."""
         truth = dense_truth(targets, self.card.task, len(self.card.categories), self.options)
-        return dense_loss(outputs, truth, self.options, aux_weight=self.options.aux_weight, reduce=self.reduce)
+        return dense_loss(
+            outputs, truth, self.options, aux_weight=self.options.aux_weight, across=Processes(self.reduce, self.gather)
+        )

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from pelagia.core.card import ModelCard
 from pelagia.core.types import Category, Task
 from pelagia.errors import ModelError, OptionError
+from pelagia.losses.pixels import Processes
 from pelagia.models.model import Model, Targets
 from pelagia.models.pixels.dense import DenseOptions, channels, dense_loss, dense_truth
 
@@ -146,7 +147,7 @@ class UNet(Model):
     def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """The terms of `options.loss`."""
         truth = dense_truth(targets, self.card.task, len(self.card.categories), self.options, self.card.margin)
-        return dense_loss(outputs, truth, self.options, reduce=self.reduce)
+        return dense_loss(outputs, truth, self.options, across=Processes(self.reduce, self.gather))
 
     def _check(self, size: tuple[int, int]) -> None:
         step, margin = self.card.stride, self.card.margin

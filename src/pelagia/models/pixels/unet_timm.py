@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pelagia.core.card import ModelCard
 from pelagia.core.types import Category, Task
 from pelagia.errors import ModelError, OptionError
+from pelagia.losses.pixels import Processes
 from pelagia.models.model import Model, Targets
 from pelagia.models.pixels.dense import DenseOptions, channels, dense_loss, dense_truth
 from pelagia.nn.backbones import TimmBackbone, open_residuals
@@ -114,7 +115,7 @@ class TimmUNet(Model):
     def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """The terms of `options.loss`."""
         truth = dense_truth(targets, self.card.task, len(self.card.categories), self.options)
-        return dense_loss(outputs, truth, self.options, reduce=self.reduce)
+        return dense_loss(outputs, truth, self.options, across=Processes(self.reduce, self.gather))
 
     def _check(self, size: tuple[int, int]) -> None:
         if any(side <= 0 or side % self.card.stride for side in size):
