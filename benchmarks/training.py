@@ -136,7 +136,7 @@ def _image_ids(truth_json: Path) -> dict[str, int]:
     return {Path(item["file_name"]).name: item["id"] for item in json.loads(truth_json.read_text())["images"]}
 
 
-def ask_peer(python: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
+def ask_peer(python: str, request: dict[str, Any], folder: Path, peer: Path = PEER) -> dict[str, Any]:
     """Run the peer's half in its own environment; its seconds include the start of its process."""
     folder.mkdir(parents=True, exist_ok=True)
     question, answer = folder / "request.json", folder / "answer.json"
@@ -144,7 +144,7 @@ def ask_peer(python: str, request: dict[str, Any], folder: Path) -> dict[str, An
     begin = time.perf_counter()
     with (folder / f"{request['action']}.log").open("w") as log:
         subprocess.run(
-            [python, str(PEER), str(question), str(answer)], check=True, stdout=log, stderr=subprocess.STDOUT, cwd=folder
+            [python, str(peer), str(question), str(answer)], check=True, stdout=log, stderr=subprocess.STDOUT, cwd=folder
         )
     return {**json.loads(answer.read_text()), "wall": time.perf_counter() - begin}
 

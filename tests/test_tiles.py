@@ -21,9 +21,10 @@ from pelagia.core.types import Category, Instances, MaskCrop
 from pelagia.decode import DecodeOptions
 from pelagia.decode.registry import DECODERS
 from pelagia.errors import OptionError
+from pelagia.infer.joining import join
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
-from pelagia.infer.tiles import Tile, join, lay_tiles
+from pelagia.infer.tiles import Tile, lay_tiles
 
 INPUT = 128
 OVERLAP = 48

@@ -10,9 +10,9 @@ import numpy as np
 from pelagia.core.scan import Scan
 from pelagia.core.types import Instances
 from pelagia.decode import DecodeOptions
+from pelagia.infer.joining import join
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime
-from pelagia.infer.tiles import join
 from pelagia.infer.views import answer, lay, objects_of, views
 
 __all__ = ["tiled_objects"]
