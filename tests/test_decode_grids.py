@@ -168,7 +168,11 @@ FRAMES = {
 
 @pytest.mark.parametrize("name", FRAMES)
 @pytest.mark.parametrize("threshold", [0.5, 0.8])
-def test_masks_equal_the_definition_pixel_by_pixel(name: str, threshold: float) -> None:
+@pytest.mark.parametrize("few", [0, 10_000])  # by the compiled loop, by numpy
+def test_masks_equal_the_definition_pixel_by_pixel(
+    name: str, threshold: float, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pelagia.decode.grids._FEW_MASKS", few)
     card, frame = make_card("instance"), FRAMES[name]
     outputs = random_outputs(card, 1, seed=4)
     options = DecodeOptions(score=0.3, nms_iou=0.3, mask=threshold)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.keypoints import point_count
+from pelagia.core.lazy import resolve
 from pelagia.core.nms import nms, nms_oriented
 from pelagia.core.oriented import canonical
 from pelagia.core.types import Float, Instances, Int, MaskCrop
@@ -41,6 +42,9 @@ _PROTOTYPE_STRIDE = 4
 
 #: Input pixels per cell of each grid, finest first.
 STRIDES = (8, 16, 32)
+
+#: More masks than this are assembled by a compiled loop, whose import would cost a few more than it saves.
+_FEW_MASKS = 50
 
 #: At most so many candidates per image enter non-maximum suppression, the strongest first: an untrained network calls every
 #: cell an object of every class, and suppression would then cost minutes to no use.
@@ -213,6 +217,15 @@ def _masks(
     # A pixel belongs to a box that holds its centre.
     first, last = (np.ceil(corner - 0.5).astype(np.int64) for corner in (low, high))
     inverse = frame.inverse / _PROTOTYPE_STRIDE
+    if len(boxes) > _FEW_MASKS:
+        pixels = np.concatenate([first, last], axis=1)
+        affine = np.array([inverse[0, 0], inverse[0, 2], inverse[1, 1], inverse[1, 2]])
+        arrays = (np.ascontiguousarray(part, dtype=np.float32) for part in (coefficients, prototypes))
+        kernels = resolve("pelagia.decode.kernels", purpose="assemble masks")
+        bits, starts = kernels.assemble_masks(*arrays, pixels, affine, level)
+        sizes = np.maximum(last - first, 0).tolist()
+        parts = zip(pixels.tolist(), sizes, starts.tolist()[:-1], starts.tolist()[1:], strict=True)
+        return tuple(MaskCrop(box[0], box[1], bits[low:high].reshape(size[1], size[0])) for box, size, low, high in parts)
     found = []
     for weights, (left, top), (right, bottom) in zip(coefficients, first.tolist(), last.tolist(), strict=True):
         # Positions of pixel centres in the prototypes, whose cell (i, j) has its centre at (i, j).

@@ -6,9 +6,73 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core.kernels import compiled
-from pelagia.core.types import Int
+from pelagia.core.types import Float, Int, Mask
 
-__all__ = ["flood"]
+__all__ = ["assemble_masks", "flood"]
+
+
+@compiled
+def assemble_masks(
+    weights: NDArray[np.float32], prototypes: NDArray[np.float32], pixels: Int, affine: Float, level: float
+) -> tuple[Mask, Int]:
+    """Masks of n boxes from the prototypes [K, h, w] of their image, one after another, row by row: mask i is
+    bits[starts[i]:starts[i + 1]].
+
+    A bit tells whether the sum of prototypes by weights[i] [K], interpolated bilinearly at the centre of the pixel and constant
+    beyond the outermost cells, reaches `level`.
+
+    Args:
+        pixels: [n, 4] first column and row, last column and row + 1 of each box.
+        affine: a, b, c, d: pixel column x lies at the cell column a (x + 1/2) + b - 1/2, pixel row y at c (y + 1/2) + d - 1/2.
+    """
+    _, rows, columns = prototypes.shape
+    starts = np.zeros(len(pixels) + 1, np.int64)
+    for i in range(len(pixels)):
+        width, height = max(pixels[i, 2] - pixels[i, 0], 0), max(pixels[i, 3] - pixels[i, 1], 0)
+        starts[i + 1] = starts[i] + width * height
+    bits = np.zeros(starts[-1], np.bool_)
+    grid = np.empty((rows, columns), np.float32)
+    line = np.empty(columns, np.float32)
+    for i in range(len(pixels)):
+        left, top, right, bottom = pixels[i, 0], pixels[i, 1], pixels[i, 2], pixels[i, 3]
+        if right <= left or bottom <= top:
+            continue
+        # The cells between which the pixels lie.
+        x1 = _cell(affine[0] * (left + 0.5) + affine[1] - 0.5, columns)
+        x2 = min(_cell(affine[0] * (right - 0.5) + affine[1] - 0.5, columns) + 1, columns - 1)
+        y1 = _cell(affine[2] * (top + 0.5) + affine[3] - 0.5, rows)
+        y2 = min(_cell(affine[2] * (bottom - 0.5) + affine[3] - 0.5, rows) + 1, rows - 1)
+        grid[y1 : y2 + 1, x1 : x2 + 1] = 0
+        for k in range(len(prototypes)):
+            weight = weights[i, k]
+            for y in range(y1, y2 + 1):
+                for x in range(x1, x2 + 1):
+                    grid[y, x] += weight * prototypes[k, y, x]
+        low = np.empty(right - left, np.int64)
+        share = np.empty(right - left, np.float32)
+        for column in range(left, right):
+            place = min(max(affine[0] * (column + 0.5) + affine[1] - 0.5, 0.0), columns - 1.0)
+            low[column - left] = int(place)
+            share[column - left] = place - int(place)
+        n = starts[i]
+        for row in range(top, bottom):
+            place = min(max(affine[2] * (row + 0.5) + affine[3] - 0.5, 0.0), rows - 1.0)
+            y = int(place)
+            below, part = min(y + 1, rows - 1), np.float32(place - y)
+            for x in range(x1, x2 + 1):
+                line[x] = grid[y, x] + (grid[below, x] - grid[y, x]) * part
+            for j in range(right - left):
+                x = low[j]
+                value = line[x] + (line[min(x + 1, columns - 1)] - line[x]) * share[j]
+                bits[n] = value >= level
+                n += 1
+    return bits, starts
+
+
+@compiled
+def _cell(place: float, count: int) -> int:
+    """The grid point at or before a position, within the grid."""
+    return min(max(int(place), 0), count - 1)
 
 
 @compiled
