@@ -230,7 +230,7 @@ def test_other_samples_are_refused_with_the_remedy(tmp_path: Path, dtype: Any) -
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="does not exist"):
         read(tmp_path / "absent.png")
-    with pytest.raises(ImageError, match="cannot read"):
+    with pytest.raises(ImageError, match="a folder is no image"):
         read(tmp_path)
 
 

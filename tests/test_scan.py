@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pelagia.core import scan as scan_module
 from pelagia.core.image import read, write
 from pelagia.core.scan import Scan, open_scan
+from pelagia.core.tiff_pieces import TiffPieces
 from pelagia.errors import ImageError, OptionError
 
 
@@ -106,13 +107,13 @@ def test_the_cache_is_bounded_and_a_piece_is_decoded_once(tmp_path: Path, monkey
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise(256, 256), tile=(32, 32), compression="zlib")
     calls: list[tuple[int, int]] = []
-    original = scan_module.tiff.read_piece
+    original = TiffPieces.piece
 
-    def counted(page: Any, row: int, column: int) -> NDArray[Any]:
+    def counted(pieces: TiffPieces, row: int, column: int) -> NDArray[Any]:
         calls.append((row, column))
-        return original(page, row, column)
+        return original(pieces, row, column)
 
-    monkeypatch.setattr(scan_module.tiff, "read_piece", counted)
+    monkeypatch.setattr(TiffPieces, "piece", counted)
     with open_scan(path) as scan:
         for _ in range(3):
             scan.read(0, 0, 256, 256)
@@ -155,7 +156,7 @@ def test_broken_pieces_closed_scans_and_one_piece_bombs(tmp_path: Path) -> None:
     scan.close()
     with pytest.raises(OptionError, match="closed"):
         scan.read(0, 0, 1, 1)
-    tifffile.imwrite(path, noise(50, 50), rowsperstrip=50)
+    tifffile.imwrite(path, noise(50, 50), rowsperstrip=50, compression="zlib")
     with pytest.raises(ImageError, match="tiled TIFF"):
         open_scan(path, max_pixels=100)
     with pytest.raises(ImageError, match="does not exist"):

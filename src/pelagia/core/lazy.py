@@ -30,6 +30,7 @@ EXTRAS = {
     "fastapi": "serve",
     "uvicorn": "serve",
     "ray": "scale",
+    "zarr": "zarr",
 }
 
 

@@ -1,9 +1,9 @@
-"""Windows of an image that may be too large to hold: a tiled or striped TIFF is decoded piece by piece.
+"""Windows of an image that may be too large to hold: a TIFF or an OME-Zarr is decoded piece by piece.
 
     with open_scan("slide.tif") as scan:
         window = scan.read(x=4096, y=0, width=640, height=640)
 
-Every other format, and a TIFF that is stored in one piece or turned by its EXIF orientation, is decoded whole once.
+Every other format, and a TIFF that is compressed in one piece, is decoded whole once.
 """
 
 from __future__ import annotations
@@ -12,29 +12,66 @@ from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pelagia.core import tiff
-from pelagia.core.image import Pixels, image_size, read
+from pelagia.core import ome_zarr, tiff, tiff_pieces
+from pelagia.core.image import MAX_PIXELS, Pixels, is_tiff, orient, read
 from pelagia.errors import ImageError, OptionError
 
-__all__ = ["CACHE_BYTES", "WHOLE_PIXELS", "Scan", "open_scan"]
+__all__ = ["CACHE_BYTES", "SCAN_FACTOR", "WHOLE_PIXELS", "Pieces", "Scan", "open_scan"]
 
-#: Decoded pieces kept, so that overlapping windows do not decode twice; two rows of 512-pixel tiles of a 24,000-pixel RGB scan.
-CACHE_BYTES = 128 << 20
+#: Decoded pieces kept, so that overlapping windows do not decode twice; three rows of 512-pixel tiles of a 55,000-pixel RGB scan.
+CACHE_BYTES = 256 << 20
 
 #: A TIFF of fewer pixels is decoded whole: that is faster than piecewise, and small enough.
 WHOLE_PIXELS = 1 << 22
 
-#: A piece (tile or strip) of more pixels is refused: it would defeat the reading in windows.
-_PIECE_PIXELS = 1 << 28
+#: An image that is read in pieces may have so many times the pixels that may be decoded at once.
+SCAN_FACTOR = 100
+
+
+class Pieces(Protocol):
+    """An image as stored, in a grid of pieces of `rows` x `columns` pixels, of which each can be decoded alone."""
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8 or uint16."""
+
+    @property
+    def rows(self) -> int:
+        """Of a piece."""
+
+    @property
+    def columns(self) -> int:
+        """Of a piece."""
+
+    def piece(self, row: int, column: int) -> NDArray[Any]:
+        """The pixels [h, w, C] of a piece, cut at the image's border.
+
+        Raises:
+            ImageError: its data is broken or cut short.
+        """
 
 
 class Scan:
     """An open image that is read in windows; made by `open_scan`, closed by `close` or at the end of a `with` block.
+
+    One thread at a time may use it.
 
     Attributes:
         path: the file, or None for an image in memory.
@@ -44,25 +81,21 @@ class Scan:
         dtype: uint8 or uint16.
     """
 
-    def __init__(
-        self, path: Path | None, size: tuple[int, int], whole: Pixels | None, page: tiff.TiffPage | None, stack: ExitStack
-    ) -> None:
+    def __init__(self, path: Path | None, source: Pixels | Pieces, orientation: int = 1, stack: ExitStack | None = None) -> None:
         self.path = path
-        self.width, self.height = size
-        self._whole, self._page, self._stack = whole, page, stack
+        self._source: Pixels | Pieces | None = source
+        self._orientation = orientation
+        self._stack = stack or ExitStack()
         self._pieces: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
         self._held = 0
-        if whole is not None:
-            self.channels, self.dtype = whole.shape[2], np.dtype(whole.dtype)
-        else:
-            assert page is not None
-            self.channels, self.dtype = page.channels, page.dtype
+        height, width, self.channels = source.shape if isinstance(source, np.ndarray) else _shape(source)
+        self.width, self.height = (height, width) if orientation >= 5 else (width, height)
+        self.dtype: np.dtype[Any] = np.dtype(source.dtype)
 
     @classmethod
     def of(cls, image: Pixels, path: Path | None = None) -> Scan:
         """A scan over an image [H, W], [H, W, 1] or [H, W, 3] in memory."""
-        whole = image[..., None] if image.ndim == 2 else image
-        return cls(path, (whole.shape[1], whole.shape[0]), whole, None, ExitStack())
+        return cls(path, image[..., None] if image.ndim == 2 else image)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,40 +116,60 @@ class Scan:
                 f"window x={x} y={y} {width} x {height} does not lie in the image of {self.width} x {self.height} pixels",
                 where=self.path,
             )
-        if self._whole is not None:
-            return self._whole[y : y + height, x : x + width]
-        if self._page is None:
+        if self._source is None:
             raise OptionError("this scan is closed; open it again", where=self.path)
-        page = self._page.page
-        rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        if isinstance(self._source, np.ndarray):
+            return self._source[y : y + height, x : x + width]
+        # The steps of `orient`, backwards: from the upright window to the stored one.
+        if self._orientation in (2, 3, 6, 7):
+            x = self.width - x - width
+        if self._orientation in (3, 4, 7, 8):
+            y = self.height - y - height
+        if self._orientation >= 5:
+            x, y, width, height = y, x, height, width
+        return orient(self._stored(self._source, x, y, width, height), self._orientation)
+
+    def _stored(self, source: Pieces, x: int, y: int, width: int, height: int) -> Pixels:
+        """A window of the image as stored."""
+        rows, columns = source.rows, source.columns
         window = np.empty((height, width, self.channels), dtype=self.dtype)
         for row in range(y // rows, (y + height - 1) // rows + 1):
             for column in range(x // columns, (x + width - 1) // columns + 1):
-                piece = self._piece(row, column)
+                piece = self._piece(source, row, column)
                 top, left = row * rows, column * columns
                 y0, y1 = max(y, top), min(y + height, top + piece.shape[0])
                 x0, x1 = max(x, left), min(x + width, left + piece.shape[1])
                 window[y0 - y : y1 - y, x0 - x : x1 - x] = piece[y0 - top : y1 - top, x0 - left : x1 - left]
         return window
 
-    def _piece(self, row: int, column: int) -> NDArray[Any]:
-        """One tile or strip, decoded, cut at the image's border."""
+    def _piece(self, source: Pieces, row: int, column: int) -> NDArray[Any]:
         key = (row, column)
         if key in self._pieces:
             self._pieces.move_to_end(key)
             return self._pieces[key]
-        assert self._page is not None
-        piece = tiff.read_piece(self._page, row, column)
+        piece = source.piece(row, column)
         self._pieces[key] = piece
         self._held += piece.nbytes
         while self._held > CACHE_BYTES and len(self._pieces) > 1:
             self._held -= self._pieces.popitem(last=False)[1].nbytes
         return piece
 
+    def forget(self, *, above: int) -> None:
+        """Say that no row above `above` will be read soon: pieces that end there are held no longer."""
+        if self._orientation != 1:  # rows of the image are not rows of pieces
+            return
+        for key in [key for key in self._pieces if (key[0] + 1) * self._rows <= above]:
+            self._held -= self._pieces.pop(key).nbytes
+
+    @property
+    def _rows(self) -> int:
+        return self.height if self._source is None or isinstance(self._source, np.ndarray) else self._source.rows
+
     def close(self) -> None:
         """Close the file; an image in memory stays readable."""
         self._stack.close()
-        self._page = None
+        if not isinstance(self._source, np.ndarray):
+            self._source = None
         self._pieces.clear()
         self._held = 0
 
@@ -127,30 +180,51 @@ class Scan:
         self.close()
 
 
-def open_scan(path: str | Path, *, max_pixels: int = 1_000_000_000) -> Scan:
+def _shape(source: Pieces) -> tuple[int, int, int]:
+    return source.height, source.width, source.channels
+
+
+def open_scan(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Scan:
     """Open an image to read it in windows.
 
-    `max_pixels` limits what is decoded whole; a TIFF in tiles or strips may have any size.
+    `max_pixels` limits what is decoded at once: the whole image, or a piece (tile, strip, chunk) of one that is stored in pieces,
+    which as a whole may have `SCAN_FACTOR` times as many.
 
     Raises:
         ImageError: as `pelagia.core.image.read`.
     """
     source = Path(path)
-    width, height = image_size(source)
     with ExitStack() as stack:
-        with open(source, "rb") as stream:
-            is_tiff = stream.read(4)[:2] in (b"II", b"MM")
-        if is_tiff and width * height > WHOLE_PIXELS:
-            page = stack.enter_context(tiff.open_page(source))
-            if page.orientation == 1 and tiff.in_pieces(page, _PIECE_PIXELS):
-                return Scan(source, (width, height), None, page, stack.pop_all())
-    try:
-        return Scan.of(read(source, max_pixels=max_pixels), source)
-    except ImageError as error:
-        if is_tiff and width * height > max_pixels:
-            raise ImageError(
-                f"{width} x {height} pixels in one piece, more than the limit of {max_pixels:,}; save it as a tiled TIFF, "
-                "or raise the limit",
-                where=source,
-            ) from error
-        raise
+        pieces, orientation = _open_pieces(source, stack)
+        if pieces is not None and pieces.width * pieces.height > WHOLE_PIXELS:
+            _check_limits(pieces, max_pixels, source)
+            return Scan(source, pieces, orientation, stack.pop_all())
+    return Scan.of(read(source, max_pixels=max_pixels), source)
+
+
+def _open_pieces(source: Path, stack: ExitStack) -> tuple[Pieces | None, int]:
+    """The pieces of an image that is stored in such, and its orientation."""
+    if source.is_dir():
+        return ome_zarr.open_zarr(source), 1
+    if not is_tiff(source):
+        return None, 1
+    page = stack.enter_context(tiff.open_page(source))
+    pieces = tiff_pieces.pieces_of(page)
+    if pieces is not None and page.orientation >= 5 and pieces.columns == pieces.width:
+        return None, page.orientation  # turned by a quarter, each window would decode every strip
+    return pieces, page.orientation
+
+
+def _check_limits(pieces: Pieces, max_pixels: int, source: Path) -> None:
+    if pieces.width * pieces.height > SCAN_FACTOR * max_pixels:
+        raise ImageError(
+            f"the file states {pieces.width} x {pieces.height} pixels, more than {SCAN_FACTOR} times the limit of {max_pixels:,}"
+            "; if that is meant, raise the limit (--max-pixels)",
+            where=source,
+        )
+    if pieces.rows * pieces.columns > max_pixels:
+        raise ImageError(
+            f"stored in pieces of {pieces.columns} x {pieces.rows} pixels, more than the limit of {max_pixels:,}; save it with "
+            "smaller tiles, or raise the limit (--max-pixels)",
+            where=source,
+        )

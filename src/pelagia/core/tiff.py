@@ -1,11 +1,15 @@
-"""The first page of a TIFF as 8- or 16-bit grey or RGB.
+"""The image of a TIFF, BigTIFF or OME-TIFF as 8- or 16-bit grey or RGB; windows of it are in `pelagia.core.tiff_pieces`.
 
 tifffile finds the directory and imagecodecs decodes; what stands here is the meaning of the samples (photometric
-interpretation, alpha, palette, planar layout) as the TIFF 6.0 specification gives it.
+interpretation, alpha, palette, planar layout) as the TIFF 6.0 specification gives it, and of the planes of an OME-TIFF.
+
+Of several pages the first is read, which of a pyramid is the full resolution. An OME-TIFF states what its pages are: of its
+first image one channel is grey, three channels are red, green and blue in that order, and a stack along z or time is refused.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,22 +21,33 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from pelagia.core import header
 from pelagia.errors import ImageError
 
-__all__ = ["TiffPage", "in_pieces", "open_page", "over_white", "read_page", "read_piece", "to_pixels"]
+__all__ = ["BROKEN", "TiffPage", "decode_segment", "open_page", "over_white", "read_page", "to_pixels"]
 
 #: What tifffile and imagecodecs raise on broken files (TiffFileError is a ValueError, codec errors are RuntimeErrors).
 BROKEN = (ValueError, RuntimeError, OSError, KeyError, IndexError, TypeError, struct.error, ZeroDivisionError, MemoryError)
+
+#: Compression schemes whose decoders stop at the size of the piece: none, CCITT, LZW, deflate, PackBits, LZMA, Zstandard.
+_BOUNDED = {1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000}
+
+#: Those whose data state a size of their own, by which their decoders allocate memory.
+_JPEG, _JPEG2000, _PNG, _WEBP = {6, 7, 33007, 34892}, {33003, 33004, 33005, 34712}, {34933}, {50001}
 
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
 
 
 @dataclass(frozen=True)
 class TiffPage:
-    """The first page of an open TIFF: `width`, `height` as stored, EXIF `orientation`, `channels` after reading (1 or 3)."""
+    """The image of an open TIFF: `width`, `height` as stored, EXIF `orientation`, `channels` after reading (1 or 3).
+
+    `page` says how samples are stored; the data are those of `planes`: one page, or three, the channels of an OME-TIFF.
+    """
 
     path: Path
     page: Any
+    planes: tuple[Any, ...]
     width: int
     height: int
     orientation: int
@@ -42,26 +57,57 @@ class TiffPage:
 
 @contextmanager
 def open_page(path: Path) -> Iterator[TiffPage]:
-    """Open a TIFF and look at its first page without decoding it.
+    """Open a TIFF and look at its image without decoding it.
 
     Raises:
-        ImageError: not a readable TIFF, or samples of a kind that is not supported (the message says what to convert to).
+        ImageError: not a readable TIFF, a stack of planes, or samples of a kind that is not supported (the message says what to
+            convert to).
     """
     try:
-        tiff = tifffile.TiffFile(path)
+        # Other files of a multi-file OME-TIFF are never opened: a path inside an image is not to be followed.
+        tiff = tifffile.TiffFile(path, _multifile=False)
     except BROKEN as error:
-        raise ImageError(f"not a readable TIFF ({error}); save it again", where=path) from error
+        raise ImageError(f"not a readable TIFF ({error}); copy or save the file again", where=path) from error
     with tiff:
         try:
-            page = tiff.pages[0]
+            planes = _planes(tiff, path)
+            page = planes[0].keyframe
             tag = page.tags.get(274)
             orientation = int(tag.value) if tag is not None else 1
             width, height = int(page.imagewidth), int(page.imagelength)
-            channels = _check(page, path)  # a broken tag may hold several values, or none
+            channels = max(_check(page, path), len(planes))  # a broken tag may hold several values, or none
             dtype = np.dtype(np.uint16 if page.bitspersample > 8 and page.photometric != _PALETTE else np.uint8)
         except BROKEN as error:
             raise ImageError(f"the first page of this TIFF is broken ({error}); save it again", where=path) from error
-        yield TiffPage(path, page, width, height, orientation if 1 <= orientation <= 8 else 1, channels, dtype)
+        yield TiffPage(path, page, planes, width, height, orientation if 1 <= orientation <= 8 else 1, channels, dtype)
+
+
+def _planes(tiff: tifffile.TiffFile, path: Path) -> tuple[Any, ...]:
+    """The pages of the image: the first one, or the channels of an OME-TIFF's first image at full resolution."""
+    if not tiff.is_ome or len(tiff.pages) < 2:
+        return (tiff.pages[0],)
+    series = tiff.series[0]
+    if series.kind != "ome":  # its other planes lie in other files
+        return (tiff.pages[0],)
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    stack = {axis: size for axis, size in sizes.items() if axis not in "CSYX" and size > 1}
+    if stack:
+        told = ", ".join(f"{axis.lower()} {size}" for axis, size in stack.items())
+        raise ImageError(
+            f"this OME-TIFF is a stack of planes ({told}), and flat images are read; save the plane or the projection that you "
+            "mean as an image of its own, for example tifffile.imwrite('plane.tif', tifffile.imread('stack.ome.tif')[0])",
+            where=path,
+        )
+    planes = tuple(series[index] for index in range(len(series)))
+    if len(planes) not in (1, 3) or (len(planes) == 3 and sizes.get("S", 1) > 1):
+        raise ImageError(
+            f"this OME-TIFF has {len(planes)} channels{' of several samples' if sizes.get('S', 1) > 1 else ''}; one (grey) or "
+            "three (red, green, blue) are read. Save those that you need as an image of their own",
+            where=path,
+        )
+    if any(plane is None for plane in planes):
+        raise ImageError("a channel of this OME-TIFF is not in the file; save it again with all its channels", where=path)
+    return planes
 
 
 def _check(page: Any, path: Path) -> int:
@@ -83,6 +129,12 @@ def _check(page: Any, path: Path) -> int:
         raise ImageError(
             f"{samples} samples a pixel with photometric interpretation {photometric}; expected grey or RGB, with or without "
             "alpha. Save the channels that you need as grey or RGB",
+            where=path,
+        )
+    if page.compression not in _BOUNDED | _JPEG | _JPEG2000 | _PNG | _WEBP:
+        raise ImageError(
+            f"compression {getattr(page.compression, 'name', page.compression)} is not supported; save the image with deflate, "
+            "LZW or JPEG, in tiles",
             where=path,
         )
     return 3 if needed > 1 or photometric == _PALETTE else 1
@@ -131,57 +183,90 @@ def over_white(image: NDArray[Any], *, premultiplied: bool = False) -> NDArray[A
 
 
 def read_page(page: TiffPage) -> NDArray[Any]:
-    """All pixels of the page as stored (the orientation is not applied), [H, W, C].
+    """All pixels of the image as stored (the orientation is not applied), [H, W, C].
 
     Raises:
         ImageError: the data is broken or cut short.
     """
+    return np.concatenate([_read_plane(page, plane) for plane in page.planes], axis=2)
+
+
+def _read_plane(page: TiffPage, plane: Any) -> NDArray[Any]:
+    inner = page.page
     try:
-        size = page.page.parent.filehandle.size
-        ends = [start + count for start, count in zip(page.page.dataoffsets, page.page.databytecounts, strict=True)]
-        if not ends or max(ends) > size:
+        segments = list(zip(plane.dataoffsets, plane.databytecounts, strict=True))
+        handle = inner.parent.filehandle
+        if not segments or max(start + count for start, count in segments) > handle.size:
             raise ImageError("cut short: pixel data is missing at the end; copy the file again", where=page.path)
-        data = np.asarray(page.page.asarray())
-        if page.page.planarconfig == 2 and data.ndim == 3:
+        if int(inner.compression) not in _BOUNDED:
+            for index, (start, count) in enumerate(segments):
+                handle.seek(start)
+                _refuse_bomb(page, index, handle.read(count))
+        data = np.asarray(plane.asarray())
+        if inner.planarconfig == 2 and data.ndim == 3:
             data = np.moveaxis(data, 0, 2)
-        return to_pixels(data, page.page)
+        return to_pixels(data, inner)
     except BROKEN as error:
         raise ImageError(f"the pixel data cannot be decoded ({error}); copy or save the file again", where=page.path) from error
 
 
-def in_pieces(page: TiffPage, most_pixels: int) -> bool:
-    """Whether the page is stored in several tiles or strips of at most `most_pixels` each."""
-    inner = page.page
-    if inner.planarconfig == 2 and inner.samplesperpixel > 1:
-        return False
-    pixels = inner.tilelength * inner.tilewidth if inner.is_tiled else inner.rowsperstrip * inner.imagewidth
-    return len(inner.dataoffsets) > 1 and 0 < pixels <= most_pixels
-
-
-def read_piece(page: TiffPage, row: int, column: int) -> NDArray[Any]:
-    """Tile (row, column), or strip `row`, of a page with interleaved samples, [h, w, C], cut at the image's border.
+def decode_segment(page: TiffPage, plane: Any, index: int) -> NDArray[Any]:
+    """Samples [h, w, S] of tile or strip `index` of a plane as its data hold them: a tile reaches beyond the image's border.
 
     Raises:
         ImageError: its data is broken or cut short.
     """
     inner = page.page
-    across = -(-page.width // inner.tilewidth) if inner.is_tiled else 1
-    index = row * across + column
     try:
         handle = inner.parent.filehandle
-        offset, count = inner.dataoffsets[index], inner.databytecounts[index]
-        rows, columns = (inner.tilelength, inner.tilewidth) if inner.is_tiled else (inner.rowsperstrip, page.width)
-        cut = min(rows, page.height - row * rows), min(columns, page.width - column * columns)
+        offset, count = plane.dataoffsets[index], plane.databytecounts[index]
         if count == 0:  # a sparse file leaves out pieces of nothing but the fill value
-            samples = np.full((*cut, int(inner.samplesperpixel)), inner.nodata, dtype=inner.dtype)
-            return to_pixels(samples, inner)
+            samples = 1 if inner.planarconfig == 2 else int(inner.samplesperpixel)
+            return np.full((*_segment_shape(page), samples), inner.nodata, dtype=inner.dtype)
         if offset + count > handle.size:
             raise ImageError("cut short: pixel data is missing at the end; copy the file again", where=page.path)
         handle.seek(offset)
         data = handle.read(count)  # before `decode`, which is made at its first use and moves the file's position
-        decoded = inner.decode(data, index, jpegtables=inner.jpegtables)[0]
-        return to_pixels(np.asarray(decoded)[0, : cut[0], : cut[1]], inner)
+        if int(inner.compression) not in _BOUNDED:
+            _refuse_bomb(page, index, data)
+        decoded = inner.decode(data, index, jpegtables=plane.jpegtables, jpegheader=inner.jpegheader)[0]
+        return np.asarray(decoded[0])  # a plane of no depth
     except BROKEN as error:
         raise ImageError(
             f"piece {index} of the pixel data cannot be decoded ({error}); copy or save the file again", where=page.path
         ) from error
+
+
+def _segment_shape(page: TiffPage) -> tuple[int, int]:
+    """Rows and columns of a tile or strip as the directory states them."""
+    inner = page.page
+    if inner.is_tiled:
+        return int(inner.tilelength), int(inner.tilewidth)
+    return min(int(inner.rowsperstrip), page.height), page.width
+
+
+def _refuse_bomb(page: TiffPage, index: int, data: bytes) -> None:
+    """Compressed data that state a size of their own must mean the size that the directory states, or a little more."""
+    scheme = int(page.page.compression)
+    if not data or (scheme in _JPEG and page.page.jpegheader is not None):
+        return  # left out; or data without a header, whose size is the directory's
+    try:
+        if scheme in _JPEG2000:
+            start = data.index(b"\xff\x4f\xff\x51")  # SOC and SIZ (ITU-T T.800, A.5.1)
+            right, lower, left, top = struct.unpack_from(">4I", data, start + 8)
+            width, height = right - left, lower - top
+        else:
+            kind: header.Kind = "jpeg" if scheme in _JPEG else "png" if scheme in _PNG else "webp"
+            width, height = header.parse(io.BytesIO(data), kind).size
+    except (ValueError, struct.error) as error:
+        raise ImageError(
+            f"piece {index} of the pixel data has a broken header ({error}); copy or save the file again", where=page.path
+        ) from error
+    rows, columns = _segment_shape(page)
+    # Encoders round up to whole blocks, of 16 pixels at most.
+    if width > columns + 16 or height > rows + 16:
+        raise ImageError(
+            f"piece {index} of the pixel data states {width} x {height} pixels where the file states {columns} x {rows}; "
+            "save it again",
+            where=page.path,
+        )

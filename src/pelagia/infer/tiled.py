@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 
@@ -30,9 +31,9 @@ def tiled_objects(
     tiles = lay(card, size, tile, options)
     unlimited = replace(decoding, most=0)
     parts: list[Instances] = []
-    shown = views(scan, tiles, card, local=False)
-    while batch := list(islice(shown, options.batch)):
-        found = answer(runtime, [image for image, _ in batch], [frame for _, frame in batch], unlimited)
-        parts += [objects_of(item, card) for item in found]
+    with closing(views(scan, tiles, card, local=False, most=2 * options.batch)) as shown:
+        while batch := list(islice(shown, options.batch)):
+            found = answer(runtime, [image for image, _ in batch], [frame for _, frame in batch], unlimited)
+            parts += [objects_of(item, card) for item in found]
     joined = join(parts, tiles, size, margin=_MARGIN * max(tile), agnostic=options.agnostic)
     return joined.select(np.arange(min(decoding.most, len(joined)))) if decoding.most else joined

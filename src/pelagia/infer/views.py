@@ -9,17 +9,19 @@ input size is the scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pelagia.core.ahead import ahead
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
-from pelagia.core.image import normalise, warp
+from pelagia.core.image import normalise
 from pelagia.core.scan import Scan
 from pelagia.core.types import Instances, Prediction
+from pelagia.core.warp import warp
 from pelagia.decode import DecodeOptions, decode
 from pelagia.errors import ModelError
 from pelagia.infer.options import PredictOptions
@@ -73,24 +75,28 @@ def _overlap(card: ModelCard, tile: tuple[int, int], options: PredictOptions) ->
     return round(max(asked, min(_OBJECT_FACTOR * typical, min(tile) / 2)))
 
 
-def views(scan: Scan, tiles: Sequence[Tile], card: ModelCard, *, local: bool) -> Iterator[tuple[NDArray[Any], Frame]]:
+def views(
+    scan: Scan, tiles: Sequence[Tile], card: ModelCard, *, local: bool, most: int
+) -> Generator[tuple[NDArray[Any], Frame], None, None]:
     """Each tile at the network's size, with its frame: back to the scan, or `local` to the tile.
 
-    A row of tiles is read at once: stripped files give whole rows anyway. A margin of the input shows what surrounds the tile, at
-    the border of the scan its mirror image.
+    A thread reads the scan and warps, at most `most` views beyond the one in use; hold the generator in `contextlib.closing`, so
+    that the thread has ended when the scan is closed. A margin of the input shows what surrounds the tile, at the border of the
+    scan its mirror image.
+
+    Raises:
+        ImageError: a part of the scan is broken.
     """
+    return ahead(_views(scan, tiles, card, local=local), most)
+
+
+def _views(scan: Scan, tiles: Sequence[Tile], card: ModelCard, *, local: bool) -> Iterator[tuple[NDArray[Any], Frame]]:
     height, width = card.input_size
-    top, band = -1, scan.read(0, 0, 1, 1)
     for tile in tiles:
         scale = (width - 2 * card.margin) / tile.width
         around = math.ceil(card.margin / scale)
-        if tile.y != top:
-            top = tile.y
-            above = max(top - around, 0)
-            band = scan.read(0, above, scan.width, min(top + tile.height + around, scan.height) - above)
-            band = _mirrored(band, around - (top - above), top + tile.height + around - scan.height, around)
-        # The band begins `around` pixels above and to the left of the tiles.
-        part = band[:, tile.x : tile.x + tile.width + 2 * around]
+        scan.forget(above=max(tile.y - around, 0))  # tiles come row by row
+        part = _surroundings(scan, tile, around)
         shift = card.margin - around * scale
         image = warp(part, np.array([[scale, 0.0, shift], [0.0, scale, shift]]), (width, height))
         left, upper = (0, 0) if local else (tile.x, tile.y)
@@ -99,11 +105,21 @@ def views(scan: Scan, tiles: Sequence[Tile], card: ModelCard, *, local: bool) ->
         yield image, Frame(np.array([[1 / scale, 0.0, left - corner], [0.0, 1 / scale, upper - corner]]), *size)
 
 
-def _mirrored(band: NDArray[Any], above: int, below: int, beside: int) -> NDArray[Any]:
-    """Rows and columns added by mirroring where a margin reaches beyond the scan; nothing without a margin."""
-    if not beside:
-        return band
-    return np.pad(band, ((max(above, 0), min(max(below, 0), beside)), (beside, beside), (0, 0)), mode="symmetric")
+def _surroundings(scan: Scan, tile: Tile, around: int) -> NDArray[Any]:
+    """The pixels of a tile and `around` it on all sides, mirrored where that reaches beyond the scan; a tile that sticks out
+    itself is cut there."""
+    ends = [(tile.x, tile.width, scan.width), (tile.y, tile.height, scan.height)]
+    (x1, x2, left, right), (y1, y2, above, below) = (
+        (
+            max(start - around, 0),
+            min(start + side + around, length),
+            max(around - start, 0),
+            min(max(start + side + around - length, 0), around),
+        )
+        for start, side, length in ends
+    )
+    part = scan.read(x1, y1, x2 - x1, y2 - y1)
+    return np.pad(part, ((above, below), (left, right), (0, 0)), mode="symmetric") if around else part
 
 
 def answer(runtime: Runtime, images: Sequence[NDArray[Any]], frames: Sequence[Frame], options: DecodeOptions) -> list[Prediction]:

@@ -7,9 +7,7 @@ thus a pure function of the step's number: any number of workers, and a run that
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pelagia.core import masks as core_masks
+from pelagia.core.ahead import ahead
 from pelagia.core.card import Normalisation
 from pelagia.core.types import Int, MaskCrop
 from pelagia.data.augment import AugmentOptions, Transform, augment, evaluation_sample, read_sample, transformed_sample
@@ -351,17 +350,7 @@ class Loader:
             yield self._make(slots)
 
     def _by_thread(self, steps: Iterator[list[Slot]]) -> Generator[Batch, None, None]:
-        pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        waiting: deque[Future[Batch]] = deque()
-        try:
-            for slots in steps:
-                waiting.append(pool.submit(self._make, slots))
-                if len(waiting) > _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        return ahead((self._make(slots) for slots in steps), _AHEAD)
 
     def _make(self, slots: list[Slot]) -> Batch:
         batch = self.maker.batch(slots)

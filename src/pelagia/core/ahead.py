@@ -1,0 +1,39 @@
+"""Making things ahead of their use, in one thread: reading beside computing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+__all__ = ["ahead"]
+
+T = TypeVar("T")
+
+_END = object()
+
+
+def ahead(items: Iterator[T], most: int) -> Generator[T, None, None]:
+    """The same items in the same order; a thread makes up to `most` of them beyond the one in use.
+
+    The thread is the only user of `items`. It starts with the first item that is asked for, and has ended when the generator
+    has: exhausted, left by an exception, or closed. A consumer that may stop early holds it in `contextlib.closing`; what the
+    thread uses (an open file) then outlives it.
+
+    Raises:
+        BaseException: what making an item raised, in the place of that item.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    waiting: deque[Future[object]] = deque()
+    try:
+        while True:
+            while len(waiting) <= most:
+                waiting.append(pool.submit(next, items, _END))
+            item = waiting.popleft().result()
+            if item is _END:
+                return
+            yield item  # type: ignore[misc]  # not the end, so one of the items
+    finally:
+        # A step in progress is waited for; those behind it are not begun.
+        pool.shutdown(wait=True, cancel_futures=True)
