@@ -368,6 +368,12 @@ def test_impossible_options_are_refused(values: dict[str, float]) -> None:
         AugmentOptions(**values)
 
 
+def test_rare_windows_need_windows() -> None:
+    with pytest.raises(OptionError, match=r"rare=0\.5 places the windows of crop"):
+        AugmentOptions(rare=0.5)
+    assert AugmentOptions(rare=0.5, crop=0.1).rare == 0.5
+
+
 def test_a_transform_of_the_user_takes_the_place_of_augment() -> None:
     data = Pictures()
 

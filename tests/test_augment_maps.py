@@ -113,7 +113,7 @@ wild = st.fixed_dictionaries(
         "crop": st.sampled_from([0.0, 1.0]),
         "rare": st.sampled_from([0.0, 1.0]),
     }
-)
+).map(lambda changes: {**changes, "rare": changes["rare"] * changes["crop"]})
 
 
 @settings(max_examples=120, deadline=None)

@@ -52,6 +52,15 @@ def test_tensors_card_and_state_come_back(model: Model, tmp_path: Path) -> None:
     assert checkpoint.load(path).card == model.card  # the tensors of the training loop are left aside
 
 
+def test_what_the_options_freeze_stays_frozen() -> None:
+    tiny = {**registry.entry("faster-rcnn").tiny, "trainable_stages": 2}
+    built = registry.create("faster-rcnn", (Category(1, "a"),), "detect", input_size=64, options=tiny)
+    fixed = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
+    assert fixed
+    loaded = checkpoint.build(built.state_dict(), built.card)
+    assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == fixed
+
+
 def test_without_a_state_there_is_none(model: Model, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "m.safetensors", model, model.card)
     assert checkpoint.read(tmp_path / "m.safetensors")[2] is None

@@ -99,7 +99,7 @@ class AugmentOptions:
     noise: float = _help(0.05, "probability of Gaussian noise (sigma up to 3 % of the range)")
     elastic_px: float = _help(0.0, "standard deviation of an elastic deformation in pixels of the input; U-Net's is 10")
     crop: float = _help(0.0, "probability of a window at full resolution in place of whole images fitted into the input")
-    rare: float = _help(0.0, "probability that such a window lies around a pixel or object of a class drawn by its rarity")
+    rare: float = _help(0.0, "probability that a window of crop lies around a pixel or object of a class drawn by its rarity")
     mosaic: float = _help(1.0, "probability of joining four images")
     mixup: float = _help(0.0, "probability of blending with a second sample (not for the tasks semantic and panoptic)")
     cutmix: float = _help(0.0, "probability of replacing a rectangle by that of a second sample")
@@ -114,6 +114,8 @@ class AugmentOptions:
             value, top = getattr(self, item.name), limits.get(item.name, 1.0)
             if not 0 <= value <= top:
                 raise OptionError(f"{item.name} must lie in 0 to {top:g}, got {value}")
+        if self.rare and not self.crop:
+            raise OptionError(f"rare={self.rare:g} places the windows of crop, and crop is 0; set crop too, or rare to 0")
 
     @property
     def keep(self) -> Keep:

@@ -114,6 +114,7 @@ def build(tensors: Mapping[str, Tensor], card: ModelCard, *, where: str | Path |
     except OptionError as error:
         raise CheckpointError(f"this version of Pelagia cannot build the model ({error.reason})", where=where) from error
     expected = model.state_dict()
+    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}  # options freeze some
     found = {name: value for name, value in tensors.items() if not name.startswith(TRAIN_PREFIX)}
     missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     wrong = sorted(name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape)
@@ -126,7 +127,7 @@ def build(tensors: Mapping[str, Tensor], card: ModelCard, *, where: str | Path |
     values = {name: value.to(expected[name].dtype).clone() for name, value in found.items()}
     model.load_state_dict(values, assign=True)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(expected[name].is_floating_point())
+        parameter.requires_grad_(learns[name])
     model.card = card
     return model.eval()
 

@@ -31,7 +31,7 @@ from pelagia.train.interrupt import Interrupt
 from pelagia.train.memory import available_bytes, fitting_batch
 from pelagia.train.optim import Schedule, choose_settings
 from pelagia.train.options import TrainOptions, resume_options
-from pelagia.train.prepare import Folds, choose_workers, describe, find_folds, machine, same_folds, start_model
+from pelagia.train.prepare import Folds, choose_workers, describe, find_folds, machine, same_folds, start_model, too_few_queries
 from pelagia.train.run import Run, RunFolder, default_folder, device_name, versions
 from pelagia.train.step import Engine, build_engine, choose_precision, take_step
 from pelagia.train.trackers import Tracker, open_trackers
@@ -135,7 +135,8 @@ def _build(options: TrainOptions, group: Group, device: torch.device, setting: _
     folds, folder, saved = setting.folds, setting.folder, setting.saved
     start = start_model(options, folds.train, device, None if saved is None else saved[1])
     model = start.model
-    for line in (describe(model, start.frozen), *(start.transfer.lines() if start.transfer else ())):
+    told = (describe(model, start.frozen), *too_few_queries(model, folds.train))
+    for line in (*told, *(start.transfer.lines() if start.transfer else ())):
         folder.say(line)
     if saved is None:
         batch = _choose_batch(options, group, model, len(folds.train), folder)

@@ -33,7 +33,17 @@ from pelagia.train.distributed import Group
 from pelagia.train.options import TrainOptions
 from pelagia.train.transfer import Transfer, freeze, transfer
 
-__all__ = ["Folds", "Start", "choose_workers", "describe", "find_folds", "machine", "same_folds", "start_model"]
+__all__ = [
+    "Folds",
+    "Start",
+    "choose_workers",
+    "describe",
+    "find_folds",
+    "machine",
+    "same_folds",
+    "start_model",
+    "too_few_queries",
+]
 
 #: Of `split.json` and `run.json`: twenty million images.
 _LIST_LIMIT_BYTES = 2_000_000_000
@@ -290,3 +300,31 @@ def describe(model: Model, frozen: Sequence[str]) -> str:
     count = sum(parameter.numel() for parameter in model.parameters())
     weights = f"; they weigh {text}" if (text := card.options.get("class_weights")) else ""
     return f"{card.name} for {card.task}, {count:,} parameters{fixed}, {len(card.categories)} classes: {classes}{weights}"
+
+
+def too_few_queries(model: Model, train: Dataset) -> list[str]:
+    """One sentence if an image holds more objects than a predictor of sets has queries, which answer with one each; else none.
+
+    For the task `panoptic` the pieces of a class of stuff are one object; for `semantic` each class of an image is.
+    """
+    queries = getattr(getattr(model, "options", None), "queries", None)
+    if queries is None:
+        return []
+    counts = np.zeros(len(train), dtype=np.int64)
+    if train.task == "semantic":
+        counts += len(train.categories)
+    else:
+        flat = train.annotations
+        real = ~(flat.crowd | flat.ignore)
+        stuff = np.array([not category.is_thing for category in train.categories], dtype=np.bool_)[flat.labels] & real
+        counts += np.bincount(flat.images[real & ~stuff], minlength=len(train))
+        pieces = np.unique(np.stack([flat.images[stuff], flat.labels[stuff]], axis=1), axis=0)
+        counts += np.bincount(pieces[:, 0], minlength=len(train))
+    crowded, worst = int(np.count_nonzero(counts > queries)), int(counts.argmax())
+    if not crowded:
+        return []
+    return [
+        f"warning: {crowded} of {len(train)} training images hold more objects than the {queries} queries of {model.card.name}, "
+        f"at most {counts[worst]} ({train.names[worst]}): as many stay unlearnt and unfound; raise it with --model-options "
+        f"queries={counts[worst]}, or learn from windows (crop)"
+    ]
