@@ -20,7 +20,7 @@ from pelagia.core.types import Category, Prediction, Task
 from pelagia.errors import CheckpointError, ExportError, OptionError
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import FileResult, predict_files, predict_image
-from pelagia.infer.runtimes import OnnxRuntime, Runtime
+from pelagia.infer.runtimes import PRECISIONS, RUNTIMES, OnnxRuntime, Precision, Runtime, RuntimeKind
 from pelagia.infer.sources import is_predictions, map_kind
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 __all__ = ["Predictor", "create_model", "evaluate", "list_models", "load", "open_dataset", "train"]
 
 T = TypeVar("T")
+
+#: What runs a file of each kind, the first of them where nothing is said.
+_RUNTIMES_OF: dict[str, tuple[RuntimeKind, ...]] = {
+    ".onnx": ("onnx", "openvino"),
+    ".xml": ("openvino",),
+    **dict.fromkeys((".safetensors", ".pt", ".pth", ".bin"), ("torch",)),
+}
 
 #: Checkpoints that a run folder is looked through for, the best first.
 _RUN_FILES = ("best.safetensors", "last.safetensors")
@@ -118,30 +125,57 @@ def train(model: str, data: str | Path | Dataset, *, val: str | Path | Dataset |
     return run
 
 
-def load(path: str | Path, *, device: str = "auto", threads: int = 0) -> Predictor:
-    """A model that predicts: a run folder, a checkpoint, an exported `.onnx`, or another project's weights.
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    threads: int = 0,
+    runtime: RuntimeKind = "auto",
+    precision: Precision = "float32",
+) -> Predictor:
+    """A model that predicts: a run folder, a checkpoint, an exported `.onnx` or `.xml`, or another project's weights.
 
     Args:
         path: the file or folder.
-        device: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps; an `.onnx` takes what ONNX Runtime offers.
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps; ONNX Runtime knows auto, cpu and cuda.
         threads: CPU threads, 0 for all cores.
+        runtime: what runs it. auto goes by the file alone, so that a result never depends on what else is installed: a checkpoint
+            or a foreign file runs in torch, an `.onnx` in ONNX Runtime, an `.xml` in OpenVINO. OpenVINO takes an `.onnx` too.
+        precision: float32, or bfloat16 in torch and OpenVINO: fast on processors with instructions for it, exact to 3 digits.
 
     Raises:
         CheckpointError: missing, broken or of an unknown kind.
         UnsafeCheckpointError: a foreign file asks to call something.
-        MissingExtraError: a checkpoint was given, and the extra `train` is not installed.
+        OptionError: the runtime does not take that kind of file, or not that device or precision.
+        MissingExtraError: what the runtime needs is not installed.
     """
     path = Path(path)
     if path.is_dir():
         path = _in_run_folder(path)
-    if path.suffix == ".onnx":
-        return Predictor(OnnxRuntime(path, threads=threads), path)
+    suffix = path.suffix.lower()
+    if runtime not in RUNTIMES or precision not in PRECISIONS:
+        raise OptionError(f"runtime is one of {', '.join(RUNTIMES)} and precision one of {', '.join(PRECISIONS)}")
+    taken = _RUNTIMES_OF.get(suffix)
+    if taken is None and path.is_file():
+        raise CheckpointError(
+            "expected a run folder, a .safetensors checkpoint, an .onnx, .xml or a foreign .pt file", where=path
+        )
     if not path.is_file():
         raise CheckpointError("there is no such file or folder", where=path)
-    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
-        raise CheckpointError("expected a run folder, a .safetensors checkpoint, an .onnx file or a foreign .pt", where=path)
+    assert taken is not None
+    chosen = taken[0] if runtime == "auto" else runtime
+    if chosen not in taken:
+        text = "; write one with: pelagia export MODEL" if chosen != "torch" and taken[0] == "torch" else ""
+        raise OptionError(f"{chosen} does not take {suffix} files{text}", where=path)
+    if chosen == "onnx":
+        if precision != "float32":
+            raise OptionError("ONNX Runtime computes in float32 here; for bfloat16 take torch or OpenVINO", where=path)
+        return Predictor(OnnxRuntime(path, threads=threads, device=device), path)
+    if chosen == "openvino":
+        module = resolve("pelagia.infer.openvino_runtime", purpose="run a model with OpenVINO")
+        return Predictor(module.OpenVinoRuntime(path, threads=threads, device=device, precision=precision), path)
     model = resolve("pelagia.models.foreign", purpose="load a checkpoint").load_any(path)
-    return Predictor(_torch_runtime(model, device, threads), path, model)
+    return Predictor(_torch_runtime(model, device, threads, precision), path, model)
 
 
 def evaluate(
@@ -247,7 +281,7 @@ def _in_run_folder(folder: Path) -> Path:
     raise CheckpointError(f"this folder holds no run: neither {' nor '.join(_RUN_FILES)} is in it", where=folder)
 
 
-def _torch_runtime(model: Model, device: str, threads: int) -> Runtime:
+def _torch_runtime(model: Model, device: str, threads: int, precision: Precision) -> Runtime:
     torch = resolve("torch", purpose="run a checkpoint")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -260,7 +294,8 @@ def _torch_runtime(model: Model, device: str, threads: int) -> Runtime:
         raise OptionError(f"this machine has no device {device!r}; --device cpu always works")
     if threads:
         torch.set_num_threads(threads)
-    runtime: Runtime = resolve("pelagia.models.runtime", purpose="run a checkpoint").TorchRuntime(model, device=chosen)
+    module = resolve("pelagia.models.runtime", purpose="run a checkpoint")
+    runtime: Runtime = module.TorchRuntime(model, device=chosen, precision=precision)
     return runtime
 
 

@@ -31,6 +31,7 @@ from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
 from pelagia.infer.objects import KINDS, federated_labels, truth_objects
 from pelagia.infer.read_predictions import read_predictions
+from pelagia.infer.runtimes import Precision, RuntimeKind
 from pelagia.infer.sources import MapKind, is_model, is_predictions, map_kind
 from pelagia.infer.views import is_tiled
 from pelagia.metrics.detection import Evidence
@@ -85,6 +86,13 @@ class _Flags:
     )
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:1 or mps."})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0 for all cores."})
+    runtime: RuntimeKind = field(
+        default="auto",
+        metadata={"help": "What runs the model; auto: torch for a checkpoint, ONNX Runtime for .onnx, OpenVINO for .xml."},
+    )
+    precision: Precision = field(
+        default="float32", metadata={"help": "bfloat16 is faster in torch and OpenVINO on processors that have it."}
+    )
 
 
 _FLAGS, _OPTIONS, _ASSESS = _Flags(), EvaluateOptions(), AssessOptions()
@@ -107,7 +115,7 @@ def evaluate(
     errors cost and how far scores can be believed with --errors, and in every report and JSON document.
 
     Args:
-        source: A run folder, a checkpoint, an .onnx, a foreign .pt; or predictions: COCO results or the results.json of
+        source: A run folder, a checkpoint, an .onnx, an .xml, a foreign .pt; or predictions: COCO results or the results.json of
             `predict`, a folder of YOLO text files with scores, of DOTA's task files, or of label images; or a COCO panoptic
             .json.
         truth: The labelled images: an annotation file or a folder.
@@ -190,7 +198,8 @@ def _load(source: str, flags: _Flags) -> Predictor | None:
     """The model; None for predictions, which need nothing of what runs models."""
     if is_predictions(source):
         return None
-    predictor: Predictor = resolve("pelagia.api", purpose="load a model").load(source, device=flags.device, threads=flags.threads)
+    how = {"device": flags.device, "threads": flags.threads, "precision": flags.precision}
+    predictor: Predictor = resolve("pelagia.api", purpose="load a model").load(source, runtime=flags.runtime, **how)
     return predictor
 
 

@@ -19,6 +19,7 @@ from pelagia.infer.progress import bar
 from pelagia.infer.result_pictures import draw_result, picture_names, relative_names
 from pelagia.infer.result_values import count_classes, count_pixels
 from pelagia.infer.results import ResultWriter, image_dict
+from pelagia.infer.runtimes import Precision, RuntimeKind
 
 __all__ = ["predict"]
 
@@ -36,6 +37,8 @@ def predict(
     draw: bool = True,
     device: str = "auto",
     threads: int = 0,
+    runtime: RuntimeKind = "auto",
+    precision: Precision = "float32",
     json: Json = False,
 ) -> int:
     """Find and count objects in images and scans of any size, or label every pixel.
@@ -45,15 +48,17 @@ def predict(
     reported, the rest goes on, and the exit code is 1.
 
     Args:
-        model: A run folder, a checkpoint, an .onnx file, or another project's .pt.
+        model: A run folder, a checkpoint, an .onnx, an OpenVINO .xml, or another project's .pt.
         images: Files, folders (searched to every depth) and patterns such as 'scans/*.tif'.
         out: Folder for the results.
         draw: Write annotated pictures.
         device: auto, cpu, cuda, cuda:1 or mps.
         threads: CPU threads; 0 for all cores.
+        runtime: What runs the model; auto: torch for a checkpoint, ONNX Runtime for .onnx, OpenVINO for .xml.
+        precision: bfloat16 is faster in torch and OpenVINO on processors that have it, and exact to 3 digits only.
     """
     paths, broken = _find(images)
-    predictor = load(model, device=device, threads=threads)
+    predictor = load(model, device=device, threads=threads, runtime=runtime, precision=precision)
     names = relative_names(paths)
     pictures = picture_names(names)
     totals = _Totals(predictor.card)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Instances, Prediction
 from pelagia.decode import DecodeOptions
 from pelagia.errors import ImageError, OptionError
+from pelagia.infer.ahead import ahead
 from pelagia.infer.dense import tiled_map
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.runtimes import Runtime
+from pelagia.infer.runtimes import Runtime, Shared
 from pelagia.infer.tiled import tiled_objects
 from pelagia.infer.views import answer, is_full_resolution, must_tile, tile_size
 
@@ -94,48 +96,72 @@ def _probable(card: ModelCard, options: PredictOptions) -> Callable[[Prediction]
 def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: PredictOptions | None = None) -> Iterator[FileResult]:
     """Objects of each image file, in the order of `paths`; small images are batched, large ones read in windows.
 
-    A file that cannot be read gives a result with its `error`, and the rest goes on.
+    Small images are read, fitted and decoded in threads beside the network (`infer.ahead`). On a CPU each is a step of its own,
+    on the next free core. A file that cannot be read gives a result with its `error`, and the rest goes on.
     """
     options = options or PredictOptions()
     decoding = options.decoding(runtime.card)
     probable = _probable(runtime.card, options)
     tile = tile_size(runtime.card, options)
-    waiting: list[tuple[Path, NDArray[Any] | str]] = []
-    for path in map(Path, paths):
-        try:
-            size = image_size(path)
-            if must_tile(size, tile, options.tiling, runtime.card):
-                yield from _flush(runtime, waiting, decoding, probable)
+    shared = Shared(runtime)
+    small = partial(_small_images, shared, decoding=decoding, probable=probable)
+
+    def steps() -> Iterator[tuple[Callable[[], list[FileResult]], bool]]:
+        """Small images beside the network; scans, which take all cores, by themselves."""
+        waiting: list[Path] = []
+        most = options.batch if shared.count == 1 else 1
+        for path in map(Path, paths):
+            try:
+                large = must_tile(image_size(path), tile, options.tiling, runtime.card)
+            except ImageError:
+                large = False  # reading it will say why
+            if not large:
+                waiting.append(path)
+            if waiting and (large or len(waiting) == most):
+                yield partial(small, waiting), True
                 waiting = []
-                start = time.perf_counter()
-                with open_scan(path) as scan:
-                    found = predict_image(runtime, scan, options)
-                yield FileResult(path, scan.width, scan.height, found, seconds=time.perf_counter() - start)
-                continue
-            waiting.append((path, read(path)))
+            if large:
+                yield partial(_scan_file, runtime, path, options), False
+        if waiting:
+            yield partial(small, waiting), True
+
+    for results in ahead(steps(), workers=shared.count + 1):
+        yield from results
+
+
+def _scan_file(runtime: Runtime, path: Path, options: PredictOptions) -> list[FileResult]:
+    start = time.perf_counter()
+    try:
+        with open_scan(path) as scan:
+            found = predict_image(runtime, scan, options)
+    except ImageError as error:
+        return [FileResult(path, error=error.reason)]
+    return [FileResult(path, scan.width, scan.height, found, seconds=time.perf_counter() - start)]
+
+
+def _small_images(
+    runtime: Runtime, paths: Sequence[Path], *, decoding: DecodeOptions, probable: Callable[[Prediction], Prediction]
+) -> list[FileResult]:
+    """The results of one step."""
+    images: list[NDArray[Any]] = []
+    errors: dict[Path, str] = {}
+    for path in paths:
+        try:
+            images.append(read(path))
         except ImageError as error:
-            waiting.append((path, error.reason))
-        if len(waiting) == options.batch:
-            yield from _flush(runtime, waiting, decoding, probable)
-            waiting = []
-    yield from _flush(runtime, waiting, decoding, probable)
-
-
-def _flush(
-    runtime: Runtime,
-    waiting: Sequence[tuple[Path, NDArray[Any] | str]],
-    decoding: DecodeOptions,
-    probable: Callable[[Prediction], Prediction],
-) -> Iterator[FileResult]:
-    images = [image for _, image in waiting if not isinstance(image, str)]
+            errors[path] = error.reason
     start = time.perf_counter()
     found = iter(predict_batch(runtime, images, decoding) if images else [])
     seconds = (time.perf_counter() - start) / max(len(images), 1)
-    for path, image in waiting:
-        if isinstance(image, str):
-            yield FileResult(path, error=image)
+    sizes = iter(images)
+    results = []
+    for path in paths:
+        if path in errors:
+            results.append(FileResult(path, error=errors[path]))
         else:
-            yield FileResult(path, image.shape[1], image.shape[0], probable(next(found)), seconds=seconds)
+            height, width = next(sizes).shape[:2]
+            results.append(FileResult(path, width, height, probable(next(found)), seconds=seconds))
+    return results
 
 
 def _checked(image: NDArray[Any]) -> NDArray[Any]:

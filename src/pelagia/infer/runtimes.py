@@ -1,26 +1,57 @@
 """What runs a network: the protocol, and ONNX Runtime.
 
 A runtime turns normalised images into raw outputs and knows the model's card; everything before (reading, letterbox) and after
-(decoding) is shared. A torch model is a runtime through `pelagia.models.runtime`.
+(decoding) is shared. A torch model is a runtime through `pelagia.models.runtime`; OpenVINO stands in `infer.openvino_runtime`.
+
+On a CPU an image goes through the network alone, one on each core, rather than in a batch: a batch is no faster there, and what
+is found would depend in the last digits on the other images in it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from queue import SimpleQueue
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
-from pelagia.errors import CheckpointError, ModelError
+from pelagia.errors import CheckpointError, ModelError, OptionError
 
-__all__ = ["CARD_KEY", "OnnxRuntime", "Runtime", "cpu_count"]
+__all__ = [
+    "CARD_KEY",
+    "LANES_MOST",
+    "PRECISIONS",
+    "RUNTIMES",
+    "OnnxRuntime",
+    "Precision",
+    "Runtime",
+    "RuntimeKind",
+    "Shared",
+    "check_images",
+    "cpu_count",
+    "lane_count",
+    "lanes",
+    "runtime_name",
+]
+
+RuntimeKind: TypeAlias = Literal["auto", "torch", "onnx", "openvino"]
+RUNTIMES: tuple[RuntimeKind, ...] = get_args(RuntimeKind)
+
+#: What multiplications are done in; bfloat16 keeps 8 bits of a number and is fast where the processor has instructions for it.
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 #: Key of the card among an ONNX file's metadata properties.
 CARD_KEY = "pelagia"
+
+#: Most images in the network at once; each takes the memory of its intermediate results.
+LANES_MOST = 8
 
 #: ONNX Runtime raises these, all direct children of Exception, for files and inputs that it cannot use.
 _ERRORS = tuple(
@@ -58,29 +89,84 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def lane_count(threads: int) -> int:
+    """How many images a CPU works on at once: one for each of `threads` cores, at most `LANES_MOST`."""
+    return max(1, min(threads, LANES_MOST))
+
+
+def runtime_name(runtime: Runtime) -> str:
+    """What computes, with version, device and precision, such as "onnxruntime 1.23.0 (cpu, float32)": two runtimes of one name
+    give the same numbers for the same file."""
+    return str(getattr(runtime, "name", type(runtime).__name__))
+
+
+def lanes(runtime: Runtime) -> tuple[Runtime, ...]:
+    """The same network for several threads: each of them may be run by one thread at a time, all of them together use all cores.
+
+    A runtime says so by a method `lanes`; without it, and on a GPU, it is its own only lane.
+    """
+    offered: Sequence[Runtime] = runtime.lanes() if hasattr(runtime, "lanes") else ()
+    return tuple(offered) or (runtime,)
+
+
+class Shared:
+    """A runtime that any number of threads may call: each call waits for a free lane of `runtime`."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._card = runtime.card
+        self._free: SimpleQueue[Runtime] = SimpleQueue()
+        offered = lanes(runtime)
+        self.count = len(offered)
+        for lane in offered:
+            self._free.put(lane)
+
+    @property
+    def card(self) -> ModelCard:
+        """What the network is."""
+        return self._card
+
+    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """As `Runtime.run`, on the next free lane."""
+        lane = self._free.get()
+        try:
+            return lane.run(images)
+        finally:
+            self._free.put(lane)
+
+
+def check_images(images: NDArray[np.float32], card: ModelCard, where: str) -> NDArray[np.float32]:
+    """`images` in one piece of memory.
+
+    Raises:
+        ModelError: they do not have the size of the card.
+    """
+    expected = (3, *card.input_size)
+    if images.ndim != 4 or len(images) == 0 or images.shape[1:] != expected:
+        raise ModelError(f"images have shape {list(images.shape)}, expected [B, {str(list(expected))[1:]}", where=where)
+    return np.ascontiguousarray(images, dtype=np.float32)
+
+
 class OnnxRuntime:
     """An exported file run by ONNX Runtime, on a GPU where its GPU package is installed, else on all cores.
 
     Args:
         path: a file written by `pelagia export`; its card stands in its metadata.
         threads: CPU threads, 0 for all that this process may use.
+        device: auto (a GPU if there is one), cpu or cuda.
 
     Raises:
         CheckpointError: the file is missing, is not ONNX, carries no card, or its input does not fit the card.
+        OptionError: an unknown device, or one that is not there.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, *, threads: int = 0, device: str = "auto") -> None:
         if not Path(path).is_file():
             raise CheckpointError("there is no such file", where=path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or cpu_count()
-        options.log_severity_level = 4  # errors come back as exceptions; printed too, they would frighten twice
-        available = onnxruntime.get_available_providers()
-        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except _ERRORS as error:
-            raise CheckpointError(f"ONNX Runtime cannot read this file: {_first_line(error)}", where=path) from error
+        self._path = str(path)
+        self._threads = threads or cpu_count()
+        self._providers = _providers(device)
+        self._session = self._open(self._threads)
+        self._on_cpu = self._session.get_providers() == ["CPUExecutionProvider"]
         text = self._session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
         if text is None:
             raise CheckpointError(
@@ -89,35 +175,68 @@ class OnnxRuntime:
                 where=path,
             )
         self._card = ModelCard.from_json(text, where=str(path))
-        self._path = str(path)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._input, self._batch = self._check_input()
+        self._lanes: tuple[_OnnxLane, ...] = ()
 
     @property
     def card(self) -> ModelCard:
         """What the file says it is."""
         return self._card
 
+    @property
+    def name(self) -> str:
+        """See `runtime_name`."""
+        return f"onnxruntime {onnxruntime.__version__} ({'cpu' if self._on_cpu else 'cuda'}, float32)"
+
+    def lanes(self) -> tuple[Runtime, ...]:
+        """See `lanes`; none on a GPU. The sessions that they need are opened by the first call."""
+        if not self._lanes and self._on_cpu:
+            count = lane_count(self._threads)
+            each = self._threads // count
+            # A session of one thread computes in the thread that calls it, so one serves all.
+            sessions = [self._open(1)] * count if each == 1 else [self._open(each) for _ in range(count)]
+            self._lanes = tuple(_OnnxLane(self, session) for session in sessions)
+        return self._lanes
+
     def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """Raw outputs for images [B, 3, H, W]; a file exported for a fixed batch is run in pieces of it.
+        """Raw outputs for images [B, 3, H, W]; one image by all cores, several one on each core.
+
+        A file exported for a fixed batch is run in pieces of it.
 
         Raises:
             ModelError: the images do not have the size of the card, or ONNX Runtime fails on them.
         """
-        expected = (3, *self._card.input_size)
-        if images.ndim != 4 or len(images) == 0 or images.shape[1:] != expected:
-            raise ModelError(f"images have shape {list(images.shape)}, expected [B, {str(list(expected))[1:]}", where=self._path)
-        images = np.ascontiguousarray(images, dtype=np.float32)
-        step = self._batch or len(images)
-        parts = [self._run(images[start : start + step], step) for start in range(0, len(images), step)]
+        if len(images) <= 1 or self._batch or not self._on_cpu or self._threads == 1:
+            return self.run_session(self._session, images)
+        images = check_images(images, self._card, self._path)
+        shared = Shared(self)
+        with ThreadPoolExecutor(shared.count) as pool:
+            parts = list(pool.map(shared.run, np.split(images, len(images))))
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
+
+    def run_session(self, session: Any, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """Raw outputs by one session: image by image on a CPU, all at once on a GPU."""
+        images = check_images(images, self._card, self._path)
+        step = self._batch or (1 if self._on_cpu else len(images))
+        parts = [self._run(session, images[start : start + step], step) for start in range(0, len(images), step)]
         return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(self._outputs)}
 
-    def _run(self, images: NDArray[np.float32], batch: int) -> list[NDArray[Any]]:
+    def _open(self, threads: int) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # errors come back as exceptions; printed too, they would frighten twice
+        try:
+            return onnxruntime.InferenceSession(self._path, options, providers=self._providers)
+        except _ERRORS as error:
+            raise CheckpointError(f"ONNX Runtime cannot read this file: {_first_line(error)}", where=self._path) from error
+
+    def _run(self, session: Any, images: NDArray[np.float32], batch: int) -> list[NDArray[Any]]:
         count = len(images)
         if self._batch and count < batch:
             images = np.concatenate([images, np.zeros((batch - count, *images.shape[1:]), dtype=np.float32)])
         try:
-            outputs: list[NDArray[Any]] = self._session.run(self._outputs, {self._input: images})
+            outputs: list[NDArray[Any]] = session.run(self._outputs, {self._input: images})
         except _ERRORS as error:
             raise ModelError(f"ONNX Runtime failed: {_first_line(error)}", where=self._path) from error
         return [output[:count] for output in outputs]
@@ -137,6 +256,33 @@ class OnnxRuntime:
                 f"expected one float input [B, 3, {height}, {width}] as its card says, the graph has: {found}", where=self._path
             )
         return inputs[0].name, shape[0] if isinstance(shape[0], int) else 0
+
+
+class _OnnxLane:
+    """One session of a file, for one thread at a time."""
+
+    def __init__(self, owner: OnnxRuntime, session: Any) -> None:
+        self._owner, self._session = owner, session
+
+    @property
+    def card(self) -> ModelCard:
+        return self._owner.card
+
+    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        return self._owner.run_session(self._session, images)
+
+
+def _providers(device: str) -> list[str]:
+    """Execution providers of ONNX Runtime, the first that can run an operator runs it."""
+    names = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    available = onnxruntime.get_available_providers()
+    if device == "auto":
+        return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    if device not in names:
+        raise OptionError(f"ONNX Runtime runs on auto, cpu or cuda here, got {device!r}")
+    if names[device] not in available:
+        raise OptionError(f"this ONNX Runtime has no device {device!r}; --device cpu always works")
+    return [names[device], names["cpu"]][: 1 if device == "cpu" else 2]
 
 
 def _first_line(error: Exception) -> str:

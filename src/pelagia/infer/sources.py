@@ -20,7 +20,7 @@ MapKind: TypeAlias = Literal["label-images", "semantic", "panoptic"]
 
 
 #: What weights are stored in.
-_WEIGHTS = (".onnx", ".safetensors", ".pt", ".pth", ".bin")
+_WEIGHTS = (".onnx", ".xml", ".safetensors", ".pt", ".pth", ".bin")
 
 
 def is_model(source: str | Path) -> bool:
