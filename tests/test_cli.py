@@ -161,7 +161,7 @@ def test_predict(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     output = capsys.readouterr().out
     assert "24 objects in 6 images" in output
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [
-        "coco.json", "counts.csv", "pictures", "results.csv", "results.json",
+        "coco.json", "counts.csv", "pictures", "results", "results.csv", "results.json",
     ]  # fmt: skip
     assert len(list((tmp_path / "r" / "pictures").iterdir())) == 6
 

@@ -27,7 +27,8 @@ from pelagia.infer.panoptic_files import read_panoptic
 from pelagia.infer.predict import FileResult
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.result_pictures import draw_result
-from pelagia.infer.results import ResultWriter, image_dict
+from pelagia.infer.result_values import image_dict
+from pelagia.infer.results import ResultWriter
 from pelagia.train.run import RunFolder
 from tiny_onnx import tiny_card
 
@@ -140,7 +141,7 @@ def test_masks_become_label_images(tmp_path: Path) -> None:
 
 
 def test_more_objects_than_16_bits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pelagia.infer.results._MOST_IN_PNG", 5)
+    monkeypatch.setattr("pelagia.infer.result_maps._MOST_IN_PNG", 5)
     found = some(0, 7, "instance")
     content = save(tmp_path, card_of("instance"), {"a.png": found})
     assert content["images"][0]["map"] == "labels/a.tif"
@@ -335,7 +336,7 @@ def test_pictures_of_every_task_also_shrunk(tmp_path: Path, monkeypatch: pytest.
         assert picture.shape[0] > height if task in ("semantic", "panoptic") else picture.shape[0] == height
         assert (picture[:height] != 90).any()
     assert image_size(tmp_path / "small.png")[0] == 50
-    json.dumps(image_dict(result, "a.png", card))
+    json.dumps(image_dict(result.found or found, "a.png", (WIDTH, HEIGHT), card))
 
 
 def test_written_label_images_open_as_a_data_set(tmp_path: Path) -> None:

@@ -20,12 +20,14 @@ from pelagia.core.types import Category, Prediction, Task
 from pelagia.errors import CheckpointError, ExportError, OptionError
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import FileResult, predict_files, predict_image
+from pelagia.infer.progress import bar
 from pelagia.infer.runtimes import PRECISIONS, RUNTIMES, OnnxRuntime, Precision, Runtime, RuntimeKind
 from pelagia.infer.sources import is_predictions, map_kind
 
 if TYPE_CHECKING:
     from pelagia.data.dataset import Dataset
     from pelagia.infer.evaluate import Scores
+    from pelagia.infer.folder import FolderRun
     from pelagia.infer.maps import MapScores
     from pelagia.metrics.label_images import LabelImageResult
     from pelagia.metrics.result import DetectionResult
@@ -251,6 +253,43 @@ class Predictor:
     def predict_files(self, paths: Iterable[str | Path], **options: Any) -> Iterator[FileResult]:
         """The objects of many files, in order; a file that cannot be read gives its `error`, and the rest goes on."""
         return predict_files(self.runtime, paths, _with_options(PredictOptions(), options))
+
+    def predict_folder(
+        self,
+        paths: Iterable[str | Path],
+        out: str | Path,
+        *,
+        draw: bool = True,
+        shard: str | None = None,
+        show: bool | None = None,
+        **options: Any,
+    ) -> FolderRun:
+        """Predict many files into a results folder, as `pelagia predict` does; going on where an earlier run stopped.
+
+        Args:
+            paths: image files, each once; the order of the tables.
+            out: the folder.
+            draw: write annotated pictures.
+            shard: predict only part I of N, as `"I/N"`.
+            show: a progress bar; None for one where standard error is a terminal.
+            options: fields of `pelagia.infer.options.PredictOptions`.
+
+        Raises:
+            OptionError: an unknown option, a value that cannot be used, or a file that cannot be written.
+        """
+        module = resolve("pelagia.infer.folder", purpose="predict a folder")
+        run: FolderRun = module.FolderRun(
+            self.runtime,
+            [Path(path) for path in paths],
+            out,
+            _with_options(PredictOptions(), options),
+            model=self.path,
+            draw=draw,
+            shard=None if shard is None else module.Shard.parse(shard),
+        )
+        with bar("predicting", run.to_do, show=show) as advance:
+            run.go(advance)
+        return run
 
     def evaluate(self, data: str | Path | Dataset, *, show: bool | None = None, **options: Any) -> Scores:
         """As `pelagia.evaluate`."""

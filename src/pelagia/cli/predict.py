@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,22 +10,22 @@ from cyclopts import Parameter
 
 from pelagia.api import load
 from pelagia.cli.common import Json, print_json, say, table
-from pelagia.core.card import ModelCard
 from pelagia.core.image import find_images
-from pelagia.core.types import Instances
-from pelagia.errors import ImageError
+from pelagia.errors import ImageError, PelagiaError
+from pelagia.infer.folder import FolderRun, Shard
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.predict import FileResult, predict_files
 from pelagia.infer.progress import bar
-from pelagia.infer.result_pictures import draw_result, picture_names, relative_names
-from pelagia.infer.result_values import count_classes, count_pixels
-from pelagia.infer.results import ResultWriter, image_dict
+from pelagia.infer.result_tables import Totals
 from pelagia.infer.runtimes import Precision, RuntimeKind
 
 __all__ = ["predict"]
 
 
 _OPTIONS = PredictOptions()
+
+
+def _shard(_: Any, tokens: Sequence[Any]) -> Shard:
+    return Shard.parse(tokens[0].value)
 
 
 def predict(
@@ -35,6 +36,7 @@ def predict(
     options: Annotated[PredictOptions, Parameter(name="*")] = _OPTIONS,
     out: Path = Path("predictions"),
     draw: bool = True,
+    shard: Annotated[Shard | None, Parameter(converter=_shard, accepts_keys=False, n_tokens=1)] = None,
     device: str = "auto",
     threads: int = 0,
     runtime: RuntimeKind = "auto",
@@ -47,11 +49,16 @@ def predict(
     masks, class maps (semantic/) and panoptic maps (panoptic.json). `evaluate` takes the folder. A file that cannot be read is
     reported, the rest goes on, and the exit code is 1.
 
+    Each finished image has a file in results/. Stopped at any moment and called again, the command goes on from there; what was
+    made with another model, other options or from another image is made anew. The tables come last and are the same to the byte
+    as those of a run that was never stopped.
+
     Args:
         model: A run folder, a checkpoint, an .onnx, an OpenVINO .xml, or another project's .pt.
         images: Files, folders (searched to every depth) and patterns such as 'scans/*.tif'.
         out: Folder for the results.
         draw: Write annotated pictures.
+        shard: Predict only part I of N, given as I/N. All parts write into the same folder; the last one writes the tables.
         device: auto, cpu, cuda, cuda:1 or mps.
         threads: CPU threads; 0 for all cores.
         runtime: What runs the model; auto: torch for a checkpoint, ONNX Runtime for .onnx, OpenVINO for .xml.
@@ -59,82 +66,69 @@ def predict(
     """
     paths, broken = _find(images)
     predictor = load(model, device=device, threads=threads, runtime=runtime, precision=precision)
-    names = relative_names(paths)
-    pictures = picture_names(names)
-    totals = _Totals(predictor.card)
-    found: list[dict[str, Any]] = []
-    with (
-        bar("predicting", len(paths), show=False if json else None) as advance,
-        ResultWriter(out, predictor.card, model=Path(model).name) as writer,
-    ):
-        for name, picture, result in zip(names, pictures, predict_files(predictor.runtime, paths, options), strict=True):
-            writer.add(result, name)
-            advance(1, name)
-            if json:
-                found.append(image_dict(result, name, predictor.card))
-            if result.found is None:
-                broken.append(f"{result.path}: {result.error}")
-            else:
-                if draw:
-                    draw_result(result, out / "pictures" / picture, predictor.card)
-                totals.add(result)
-    if json:
-        told = {"out": str(out), "counts": totals.counts, **({"shares": totals.shares} if totals.shares else {})}
-        print_json({**told, "failed": broken, "images": found})
-    else:
-        print("\n".join([*totals.lines(), "", f"{totals.sentence(writer.images)}. Results: {out}"]))
+    run = FolderRun(predictor.runtime, paths, out, options, model=predictor.path, label=Path(model).name, draw=draw, shard=shard)
+    for line in _beginning(run):
+        say(line)
+    try:
+        with bar("predicting", run.to_do, show=False if json else None) as advance:
+            run.go(advance)
+    except (KeyboardInterrupt, PelagiaError):
+        say(f"\n{run.kept + run.predicted} of {_many(run.own)} are finished in {out}; the same command goes on from there")
+        raise
+    broken += run.broken
     for line in broken:
         say(f"pelagia: {line}")
+    if json:
+        _print_json(run, out, broken)
+    else:
+        print("\n".join([*_count_tables(run.totals), *_ending(run, out)]))
     return 1 if broken else 0
 
 
-class _Totals:
-    """Objects and pixels of each class over all images."""
+def _print_json(run: FolderRun, out: Path, broken: list[str]) -> None:
+    told: dict[str, Any] = {"out": str(out), "complete": run.complete, "predicted": run.predicted, "kept": run.kept}
+    told |= {"anew": dict(run.anew), "counts": run.totals.counts}
+    if run.totals.shares:
+        told["shares"] = run.totals.shares
+    print_json({**told, "failed": broken, "images": [item for item, _ in run.files.items(run.told)]})
 
-    def __init__(self, card: ModelCard) -> None:
-        self._card = card
-        self._counts = [0] * len(card.categories)
-        self._pixels = [0] * len(card.categories)
-        self._size = 0
 
-    def add(self, result: FileResult) -> None:
-        """Count one image."""
-        assert result.found is not None
-        self._counts = [sum(pair) for pair in zip(self._counts, count_classes(result.found, self._card), strict=True)]
-        if not isinstance(result.found, Instances):
-            self._pixels = [sum(pair) for pair in zip(self._pixels, count_pixels(result.found, self._card), strict=True)]
-            self._size += result.width * result.height
+def _beginning(run: FolderRun) -> list[str]:
+    """What of an earlier run is used."""
+    lines = []
+    if run.kept:
+        part = "" if run.shard is None else f" of shard {run.shard}"
+        lines.append(f"{run.kept} of {_many(run.own)}{part} are finished; {run.to_do} to predict")
+    return lines + [f"{_many(count, 'result')} to make anew: {reason}" for reason, count in sorted(run.anew.items())]
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Class -> number of objects, for the classes that are counted."""
-        task = self._card.task
-        items = zip(self._card.categories, self._counts, strict=True)
-        return {item.name: count for item, count in items if task != "semantic" and (item.is_thing or task != "panoptic")}
 
-    @property
-    def shares(self) -> dict[str, float]:
-        """Class -> share of all pixels, for the classes of maps that are not counted."""
-        counted = self.counts
-        if self._card.task not in ("semantic", "panoptic"):
-            return {}
-        names = zip(self._card.class_names, self._pixels, strict=True)
-        return {name: round(pixels / max(self._size, 1), 6) for name, pixels in names if name not in counted}
+def _ending(run: FolderRun, out: Path) -> list[str]:
+    """How much was found, and where it is."""
+    images, counts = _many(run.totals.images), run.totals.counts
+    sentence = f"{sum(counts.values())} objects in {images}" if counts else f"{images} labelled"
+    if run.totals.failed:
+        sentence += f", {_many(run.totals.failed, 'more file')} could not be read"
+    if run.complete:
+        return ["", f"{sentence}. Results: {out}"]
+    return [
+        "",
+        f"{sentence}. Shard {run.shard}, results: {out}",
+        f"{run.left} of {_many(len(run.names))} are left to other shards; the last one writes the tables",
+    ]
 
-    def lines(self) -> list[str]:
-        """A table of counts, a table of shares, or both."""
-        parts = []
-        if self.counts:
-            parts.append(table(["class", "count"], [*self.counts.items(), ("total", sum(self.counts.values()))]))
-        if self.shares:
-            rows = [(name, f"{100 * share:.2f}") for name, share in self.shares.items()]
-            parts.append(table(["class", "% of pixels"], rows))
-        return ["\n\n".join(parts)]
 
-    def sentence(self, images: int) -> str:
-        """How much was found in so many images."""
-        many = f"{images} image{'' if images == 1 else 's'}"
-        return f"{sum(self.counts.values())} objects in {many}" if self.counts else f"{many} labelled"
+def _count_tables(totals: Totals) -> list[str]:
+    """A table of counts, a table of shares, or both."""
+    parts = []
+    if totals.counts:
+        parts.append(table(["class", "count"], [*totals.counts.items(), ("total", sum(totals.counts.values()))]))
+    if totals.shares:
+        parts.append(table(["class", "% of pixels"], [(name, f"{100 * share:.2f}") for name, share in totals.shares.items()]))
+    return ["\n\n".join(parts)]
+
+
+def _many(count: int, what: str = "image") -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _find(places: list[str]) -> tuple[list[Path], list[str]]:

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,13 +22,26 @@ import numpy as np
 
 from pelagia.errors import FormatError, OptionError
 
-__all__ = ["JSON_LIMIT_BYTES", "atomic_path", "atomic_write", "read_json", "sha256", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "JSON_LIMIT_BYTES",
+    "atomic_path",
+    "atomic_write",
+    "read_json",
+    "remove_leftovers",
+    "sha256",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 #: Largest JSON file that is read unless the caller says otherwise: 4 GiB, some twenty times COCO's largest.
 JSON_LIMIT_BYTES = 4 << 30
 
 #: Failures of the disk, as opposed to failures of the code that writes.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS}
+
+#: The names that `atomic_path` gives to files that are being written.
+_TEMPORARY = re.compile(r"\..{0,40}\.[0-9a-f]{12}(\..{0,19})?", re.DOTALL)
 
 
 @contextmanager
@@ -65,6 +79,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path) -> int:
+    """Remove the temporary files that a killed process left below `folder`; returns how many.
+
+    Only for a folder into which no other process writes at the time.
+    """
+    found = [path for path in Path(folder).rglob(".*") if _TEMPORARY.fullmatch(path.name) and path.is_file()]
+    for path in found:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    return len(found)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from pelagia.core.card import ModelCard
 from pelagia.decode import DecodeOptions
@@ -15,6 +15,8 @@ __all__ = ["PredictOptions"]
 @dataclass(frozen=True)
 class PredictOptions:
     """How objects are found in images.
+
+    A field whose metadata say `speed_only` changes no result; all others are part of what a result is known by, see `identity`.
 
     Raises:
         OptionError: a value cannot be used.
@@ -39,7 +41,7 @@ class PredictOptions:
         default=0.2,
         metadata={"help": "Least overlap of tiles as a share of their side; widened to 1.5 times the model's typical object."},
     )
-    batch: int = field(default=8, metadata={"help": "Images or tiles per step."})
+    batch: int = field(default=8, metadata={"help": "Images or tiles per step.", "speed_only": True})
     calibrated: bool = field(
         default=False,
         metadata={"help": "Turn scores into probabilities by the map stored in the model; thresholds stay those of raw scores."},
@@ -66,3 +68,8 @@ class PredictOptions:
             most=self.most,
             agnostic=self.agnostic,
         )
+
+    def identity(self) -> dict[str, Any]:
+        """The options on which a result depends, those that are not the default: results with equal ones are comparable."""
+        kept = [item for item in fields(self) if not item.metadata.get("speed_only")]
+        return {item.name: getattr(self, item.name) for item in kept if getattr(self, item.name) != item.default}

@@ -109,7 +109,7 @@ def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: Predic
     def steps() -> Iterator[tuple[Callable[[], list[FileResult]], bool]]:
         """Small images beside the network; scans, which take all cores, by themselves."""
         waiting: list[Path] = []
-        most = options.batch if shared.count == 1 else 1
+        most = 1 if shared.alone else options.batch
         for path in map(Path, paths):
             try:
                 large = must_tile(image_size(path), tile, options.tiling, runtime.card)

@@ -12,7 +12,8 @@ import numpy as np
 from pelagia.core.card import ModelCard
 from pelagia.core.draw import draw_prediction
 from pelagia.core.frame import Frame
-from pelagia.core.image import read, warp, write
+from pelagia.core.image import Pixels, warp, write
+from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Int, PanopticMap, Prediction, SemanticMap
 from pelagia.data.geometry import warp_mask
 from pelagia.errors import ImageError
@@ -26,6 +27,9 @@ PICTURE_PIXELS = 50_000_000
 #: And to this side, with room for a legend near the most that JPEG can hold.
 _PICTURE_SIDE = 45_000
 
+#: Rows of a scan that are read at once to shrink it.
+_BAND = 1024
+
 
 def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path:
     """Write the image of `result` with what was found as `target` (JPEG), shrunk if it has more than `PICTURE_PIXELS`.
@@ -35,15 +39,32 @@ def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path
     """
     if result.found is None:
         raise ImageError(result.error or "there is nothing to draw", where=result.path)
-    image, found = read(result.path), result.found
+    found = result.found
     pixels = result.width * result.height
     scale = min(math.sqrt(PICTURE_PIXELS / pixels), _PICTURE_SIDE / max(result.width, result.height))
-    if scale < 1:
-        size = max(round(result.width * scale), 1), max(round(result.height * scale), 1)
-        image = warp(image, np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]]), size)
-        found = scaled(found, scale, size)
+    with open_scan(result.path) as scan:
+        if scale < 1:
+            size = max(round(result.width * scale), 1), max(round(result.height * scale), 1)
+            image = _shrunk(scan, scale, size)
+            found = scaled(found, scale, size)
+        else:
+            image = scan.read(0, 0, scan.width, scan.height)
     write(target, draw_prediction(image, found, card.categories))
     return Path(target)
+
+
+def _shrunk(scan: Scan, scale: float, size: tuple[int, int]) -> Pixels:
+    """The whole scan `scale` times as large, of `size` (width, height), read in bands of rows: it may be too large to hold."""
+    factor = math.floor(1 / scale)  # `warp` averages blocks of so many rows; a band begins and ends between blocks
+    rows = max(math.ceil(_BAND * scale), 1)
+    bands = []
+    for top in range(0, size[1], rows):
+        bottom = min(top + rows, size[1])
+        first = max(math.floor((top / scale - 2) / factor) - 1, 0) * factor
+        last = min((math.ceil((bottom / scale + 2) / factor) + 1) * factor, scan.height)
+        band = scan.read(0, first, scan.width, last - first)
+        bands.append(warp(band, np.array([[scale, 0.0, 0.0], [0.0, scale, first * scale - top]]), (size[0], bottom - top)))
+    return np.concatenate(bands)
 
 
 def scaled(found: Prediction, scale: float, size: tuple[int, int]) -> Prediction:

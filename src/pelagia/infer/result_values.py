@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pelagia.core import masks as core_masks
 from pelagia.core.card import ModelCard
@@ -20,8 +21,8 @@ __all__ = [
     "category_dicts",
     "class_dicts",
     "coco_dict",
-    "count_classes",
-    "count_pixels",
+    "found_in",
+    "image_dict",
     "numbered",
     "object_dicts",
     "point_names",
@@ -55,6 +56,18 @@ def point_names(categories: Sequence[Category]) -> tuple[str, ...]:
     return longest if same else tuple(f"point_{number + 1}" for number in range(len(longest)))
 
 
+def image_dict(found: Prediction, name: str, size: tuple[int, int], card: ModelCard) -> dict[str, Any]:
+    """One image of results.json: its name, its size (width, height) and what was found; segments must be `numbered`."""
+    head = {"file": name, "width": size[0], "height": size[1]}
+    if isinstance(found, Instances):
+        objects = object_dicts(found, card, size)
+        return {**head, "count": len(objects), "objects": objects}
+    if isinstance(found, SemanticMap):
+        return {**head, "classes": class_dicts(count_pixels(found, card), found.labels.size, card)}
+    segments = segment_dicts(*numbered(found), card)
+    return {**head, "count": sum(item["thing"] for item in segments), "segments": segments}
+
+
 # Objects
 
 
@@ -86,33 +99,22 @@ def object_dicts(found: Instances, card: ModelCard, size: tuple[int, int] | None
     return items
 
 
-def count_classes(found: Prediction, card: ModelCard) -> list[int]:
-    """How many objects of each class, in label order: for a panoptic map its segments of things, for a class map none."""
-    labels: Sequence[int] | Int = []
-    if isinstance(found, Instances):
-        labels = found.labels
-    elif isinstance(found, PanopticMap):
-        labels = [segment.label for segment in numbered(found)[0].segments if card.categories[segment.label].is_thing]
-    counts: list[int] = np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(card.categories)).tolist()
-    return counts
-
-
-def coco_dict(found: Instances, row: int, item: dict[str, Any]) -> dict[str, Any]:
-    """Object `row` as a COCO annotation with a score; `item` is what `object_dicts` made of it."""
+def coco_dict(item: dict[str, Any]) -> dict[str, Any]:
+    """An object of `object_dicts` as a COCO annotation with a score."""
     x1, y1, x2, y2 = item["box"]
-    box = found.box_array[row]
+    width, height = round(x2 - x1, 3), round(y2 - y1, 3)
     values: dict[str, Any] = {
         "category_id": item["class_id"],
-        "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
-        "area": round(float((box[2] - box[0]) * (box[3] - box[1])), 3),
+        "bbox": [x1, y1, width, height],
+        "area": round(width * height, 3),
         "score": item["score"],
         "iscrowd": 0,
     }
-    if found.oriented is not None:
+    if "oriented" in item:
         # Annotation tools read polygons; the five numbers stand beside them for who wants them exactly.
-        corners = to_corners(found.oriented[row : row + 1]).reshape(-1)
+        corners = to_corners(np.array([item["oriented"]], dtype=np.float64)).reshape(-1)
         values["segmentation"] = [np.round(corners, 3).tolist()]
-        values["area"] = round(float(found.oriented[row, 2] * found.oriented[row, 3]), 3)
+        values["area"] = round(item["oriented"][2] * item["oriented"][3], 3)
         values["oriented"] = item["oriented"]
     if "mask" in item:
         values |= {"segmentation": item["mask"], "area": item["area_px"]}
@@ -124,21 +126,43 @@ def coco_dict(found: Instances, row: int, item: dict[str, Any]) -> dict[str, Any
     return values
 
 
+def found_in(item: dict[str, Any], card: ModelCard, pixels: NDArray[Any] | None = None) -> Prediction:
+    """What `image_dict` wrote as a prediction again, with its rounded numbers; `pixels` [H, W] is the map of a class map or of a
+    panoptic map.
+    """
+    if card.task == "semantic":
+        assert pixels is not None
+        return SemanticMap(pixels)
+    labels = {category.id: label for label, category in enumerate(card.categories)}
+    if card.task == "panoptic":
+        assert pixels is not None
+        items = item["segments"]
+        segments = [Segment(each["id"], labels[each["class_id"]], each["score"], each.get("crowd", False)) for each in items]
+        return PanopticMap(pixels, tuple(segments))
+    objects = item["objects"]
+    shapes: dict[str, Any] = {}
+    if card.task == "instance":
+        rles = [core_masks.rle_from_string(each["mask"]["counts"], *each["mask"]["size"]) for each in objects if "mask" in each]
+        shapes["masks"] = tuple(map(core_masks.crop_from_rle, rles)) if len(rles) == len(objects) else None
+    if card.task == "keypoints":
+        shapes["keypoints"] = np.zeros((len(objects), max((len(each["keypoints"]) for each in objects), default=0), 3))
+        for row, each in enumerate(objects):
+            shapes["keypoints"][row, : len(each["keypoints"])] = each["keypoints"]
+    kind, width = ("oriented", 5) if card.task == "oriented" else ("boxes", 4)
+    shapes[kind] = np.array([each["box" if kind == "boxes" else kind] for each in objects], dtype=np.float64).reshape(-1, width)
+    scores = np.array([each["score"] for each in objects], dtype=np.float64)
+    return Instances(labels=np.array([labels[each["class_id"]] for each in objects], dtype=np.int64), scores=scores, **shapes)
+
+
 # Maps
 
 
-def count_pixels(found: SemanticMap | PanopticMap, card: ModelCard) -> list[int]:
+def count_pixels(found: SemanticMap, card: ModelCard) -> list[int]:
     """Pixels of each class, in label order."""
     count = len(card.categories)
-    if isinstance(found, SemanticMap):
-        labels = np.minimum(found.labels.reshape(-1), count)
-        pixels: list[int] = np.bincount(labels, minlength=count + 1)[:count].tolist()
-        return pixels
-    totals = [0] * count
-    tidy, areas = numbered(found)
-    for segment, area in zip(tidy.segments, areas.tolist(), strict=True):
-        totals[segment.label] += area
-    return totals
+    labels = np.minimum(found.labels.reshape(-1), count)
+    pixels: list[int] = np.bincount(labels, minlength=count + 1)[:count].tolist()
+    return pixels
 
 
 def class_dicts(pixels: Sequence[int], total: int, card: ModelCard) -> list[dict[str, Any]]:
@@ -172,8 +196,8 @@ def segment_dicts(found: PanopticMap, areas: Int, card: ModelCard) -> list[dict[
     for segment, area, box in _measured(found, areas):
         category = card.categories[segment.label]
         score = None if segment.score is None else round(float(segment.score), 6)
-        item = {"id": segment.id, "class": category.name, "class_id": category.id, "thing": category.is_thing}
-        items.append({**item, "score": score, "area_px": area, "box": box})
+        item = {"id": segment.id, "class": category.name, "class_id": category.id, "thing": category.is_thing, "score": score}
+        items.append({**item, "area_px": area, "box": box, **({"crowd": True} if segment.crowd else {})})
     return items
 
 

@@ -110,13 +110,19 @@ def lanes(runtime: Runtime) -> tuple[Runtime, ...]:
 
 
 class Shared:
-    """A runtime that any number of threads may call: each call waits for a free lane of `runtime`."""
+    """A runtime that any number of threads may call: each call waits for a free lane of `runtime`.
+
+    Attributes:
+        count: how many lanes there are.
+        alone: whether the runtime offers lanes, even a single one: then it is on a CPU, and an image is to go through it alone.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._card = runtime.card
         self._free: SimpleQueue[Runtime] = SimpleQueue()
         offered = lanes(runtime)
         self.count = len(offered)
+        self.alone = offered[0] is not runtime
         for lane in offered:
             self._free.put(lane)
 

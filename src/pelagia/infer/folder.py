@@ -1,0 +1,225 @@
+"""Prediction of many images into a results folder: it goes on where an earlier run stopped, and can be divided among processes.
+
+An image is finished when its result file is there (`infer.result_files`). A run predicts what is not finished, and what was made
+with another model, runtime or options or from an image that has changed since. When all images are finished, the tables are made
+from the result files in the order of the images, so they are the same to the byte however often the run was stopped, and
+whichever process predicted what.
+
+The promise holds on a CPU, where an image goes through the network alone (`infer.runtimes`); on a GPU the last digit of a number
+may depend on the other images of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pelagia.core.files import remove_leftovers, sha256
+from pelagia.errors import OptionError
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import FileResult, predict_files
+from pelagia.infer.progress import Advance
+from pelagia.infer.result_files import ResultFolder
+from pelagia.infer.result_pictures import picture_names, relative_names
+from pelagia.infer.result_tables import Totals, write_tables
+from pelagia.infer.runtimes import Runtime, runtime_name
+from pelagia.infer.stamps import Look, Stamp, look
+
+__all__ = ["FolderRun", "Shard", "made_with"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Part `index`, counted from 1, of `count` parts of a run: the images are dealt out in turn.
+
+    Raises:
+        OptionError: not 1 <= index <= count.
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise OptionError(f"a shard is I/N with I from 1 to N, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`2/8`, the second of eight.
+
+        Raises:
+            OptionError: it is not that.
+        """
+        index, slash, count = text.partition("/")
+        if not slash or not index.strip().isdecimal() or not count.strip().isdecimal():
+            raise OptionError(f"a shard is I/N, such as 2/8 for the second of eight, got {text!r}")
+        return cls(int(index), int(count))
+
+
+def made_with(runtime: Runtime, options: PredictOptions, model: Path | None) -> dict[str, Any]:
+    """What a result must have been made with to be used again: `model`, a SHA-256 of the weights' file and of the card (empty if
+    no file is known), `runtime`, the name of what computes, and `options`, those that matter and are not the default.
+    """
+    card = hashlib.sha256(runtime.card.to_json().encode()).hexdigest()
+    known = "" if model is None else hashlib.sha256(f"{sha256(model)} {card}".encode()).hexdigest()
+    return {"model": known, "runtime": runtime_name(runtime), "options": options.identity()}
+
+
+class FolderRun:
+    """One run over images into a results folder: looks at what is there, then predicts the rest.
+
+    Args:
+        runtime: the model.
+        paths: all images, each once, in the order of the tables; the same for all shards.
+        folder: where results lie or shall lie.
+        options: of prediction.
+        model: the file that the weights came from; without it no result is used again.
+        label: what the tables call the model.
+        draw: write annotated pictures.
+        shard: the part that this process predicts; None for all. Two processes may write into one folder at a time only if both
+            have a shard.
+
+    Attributes:
+        names: of all images, relative to their common folder.
+        kept: how many of its own images were finished before.
+        anew: why results that are there are made anew -> how many.
+        predicted: how many were predicted so far.
+        broken: what was wrong with its own images, one sentence each.
+        complete: whether the tables were written from all images.
+        left: how many images of other shards had no result at the end.
+        totals: counts over the images that the tables hold, or of its own images without tables.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        paths: Sequence[Path],
+        folder: str | Path,
+        options: PredictOptions | None = None,
+        *,
+        model: Path | None = None,
+        label: str = "",
+        draw: bool = True,
+        shard: Shard | None = None,
+    ) -> None:
+        self._runtime, self._paths, self._options = runtime, list(paths), options or PredictOptions()
+        self.shard, self._label = shard, label or ("" if model is None else model.name)
+        self.names = relative_names(self._paths)
+        self.files = ResultFolder(folder, runtime.card, made=made_with(runtime, self._options, model), names=self.names)
+        self._pictures: list[str] | list[None] = picture_names(self.names) if draw else [None] * len(self.names)
+        self._own = range(len(self.names)) if shard is None else range(shard.index - 1, len(self.names), shard.count)
+        self.predicted, self.kept = 0, 0
+        self.anew: Counter[str] = Counter()
+        self.broken: list[str] = []
+        self.complete, self.left = False, 0
+        self.totals = Totals(runtime.card)
+        self._looks: dict[int, Look | None] = {}
+        self._look_around()
+
+    @property
+    def own(self) -> int:
+        """How many images are this run's."""
+        return len(self._own)
+
+    @property
+    def to_do(self) -> int:
+        """How many images are still to be predicted."""
+        return len(self._looks) - self.predicted
+
+    @property
+    def told(self) -> list[str]:
+        """Names of the images of which `totals` speak."""
+        return self.names if self.shard is None or self.complete else [self.names[index] for index in self._own]
+
+    def _look_around(self) -> None:
+        if self.shard is None and self.files.folder.is_dir():
+            remove_leftovers(self.files.folder)
+        for index in self._own:
+            reason = self.files.why_anew(self.names[index], self._paths[index])
+            if reason is None:
+                self.kept += 1
+                continue
+            self._looks[index] = look(self._paths[index])
+            if reason:
+                self.anew[reason] += 1
+
+    def go(self, advance: Advance) -> None:
+        """Predict what is not finished, draw what is not drawn, and write the tables if all images are finished.
+
+        Stopped by KeyboardInterrupt, a run without a shard writes tables of what is finished, marked `"complete": false`.
+
+        Args:
+            advance: called for each image that was predicted.
+
+        Raises:
+            OptionError: something cannot be written, or an option does not fit the model. What is finished stays.
+            ModelError: the model fails.
+        """
+        if self._looks:
+            self.files.remove_tables()
+        try:
+            self._draw_missing()
+            self._predict(advance)
+        except KeyboardInterrupt:
+            if self.shard is None:
+                done = [name for name, path in zip(self.names, self._paths, strict=True) if self._is_finished(name, path)]
+                self._write(done, complete=False)
+            raise
+        self.left = 0 if self.shard is None else self._missing()
+        self.complete = self.left == 0
+        if self.complete:
+            self._write(self.names, complete=True)
+        else:
+            for item, _ in self.files.items(self.told):
+                self.totals.add(item)
+        self.broken += self._unreadable()
+
+    def _missing(self) -> int:
+        """How many images of all shards have no result that this run could use."""
+        return sum(not self._is_finished(name, path) for name, path in zip(self.names, self._paths, strict=True))
+
+    def _is_finished(self, name: str, path: Path) -> bool:
+        return self.files.why_anew(name, path) is None
+
+    def _draw_missing(self) -> None:
+        for index in self._own:
+            picture = self._pictures[index]
+            if picture is not None and index not in self._looks and self.files.lacks_picture(self.names[index], picture):
+                self._note(self.files.draw(self.names[index], self._paths[index], picture))
+
+    def _predict(self, advance: Advance) -> None:
+        results = predict_files(self._runtime, (self._paths[index] for index in self._looks), self._options)
+        for index, result in zip(self._looks, results, strict=True):
+            self._keep(index, result)
+            advance(1, self.names[index])
+
+    def _keep(self, index: int, result: FileResult) -> None:
+        before = self._looks[index]
+        stamp = None if before is None else Stamp.of(self._paths[index], before)
+        self._note(self.files.add(result, self.names[index], image=stamp, picture=self._pictures[index]))
+        self.predicted += 1
+
+    def _note(self, problem: str | None) -> None:
+        if problem is not None:
+            self.broken.append(problem)
+
+    def _write(self, names: Sequence[str], *, complete: bool) -> None:
+        files = self.files
+
+        def counted() -> Any:
+            for item, text in files.items(names):
+                self.totals.add(item)
+                yield item, text
+
+        write_tables(files.folder, files.card, counted(), model=self._label, complete=complete)
+
+    def _unreadable(self) -> list[str]:
+        items = ((self._paths[index], self.files.read(self.names[index])[0]) for index in self._own)
+        return [f"{path}: {item['error']}" for path, item in items if "error" in item]

@@ -1,0 +1,93 @@
+"""The label images, class maps and panoptic maps of a results folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from pelagia.core import masks as core_masks
+from pelagia.core.files import atomic_path
+from pelagia.core.types import Instances, MaskCrop, Prediction, SemanticMap, Task
+from pelagia.data.label_pixels import read_label_pixels, write_label_pixels
+from pelagia.data.panoptic_png import read_ids, write_ids
+
+__all__ = ["map_suffix", "read_map", "write_map"]
+
+#: Most objects of an image whose numbers a PNG holds; more are written as TIFF of 32 bits.
+_MOST_IN_PNG = 65535
+
+#: Label images of more pixels are tiled TIFF, which is written tile by tile; a PNG needs them all at once.
+_PNG_PIXELS = 1 << 26
+
+#: Side of its tiles.
+_TILE = 512
+
+
+def map_suffix(found: Prediction, size: tuple[int, int]) -> str:
+    """The ending, without its point, of the file that `write_map` makes of an answer for an image of that (width, height)."""
+    large = isinstance(found, Instances) and (len(found) > _MOST_IN_PNG or size[0] * size[1] > _PNG_PIXELS)
+    return "tif" if large else "png"
+
+
+def write_map(path: Path, found: Prediction, size: tuple[int, int]) -> None:
+    """Write the map of an answer, whole or not at all.
+
+    Of objects a label image: a pixel is the number of its object, counted from 1, 0 the background; a pixel in several belongs to
+    the first, which is the strongest. Of a `SemanticMap` its labels, of a `numbered` `PanopticMap` its ids.
+    """
+    if isinstance(found, SemanticMap):
+        write_label_pixels(path, found.labels)
+    elif not isinstance(found, Instances):
+        write_ids(path, found.ids)
+    else:
+        kind: Any = np.uint16 if len(found) <= _MOST_IN_PNG else np.uint32
+        masks = [core_masks.clip(mask, *size) for mask in found.masks or ()]
+        if path.suffix == ".png":
+            write_label_pixels(path, _labels(masks, range(len(masks)), (0, 0, *size), kind))
+            return
+        with atomic_path(path) as temporary:
+            tifffile.imwrite(
+                temporary,
+                _label_tiles(masks, size, kind),
+                shape=(size[1], size[0]),
+                dtype=kind,
+                tile=(_TILE, _TILE),
+                photometric="minisblack",
+                compression="zlib",
+                metadata=None,
+            )
+
+
+def read_map(path: Path, task: Task) -> NDArray[Any]:
+    """The pixels of a class map or of a panoptic map.
+
+    Raises:
+        ImageError: missing or broken.
+    """
+    return read_ids(path) if task == "panoptic" else read_label_pixels(path)
+
+
+def _label_tiles(masks: Sequence[MaskCrop], size: tuple[int, int], kind: Any) -> Iterator[NDArray[Any]]:
+    windows = np.array([(mask.x, mask.y, mask.x + mask.bitmap.shape[1], mask.y + mask.bitmap.shape[0]) for mask in masks])
+    windows = windows.reshape(-1, 4)
+    for y in range(0, size[1], _TILE):
+        for x in range(0, size[0], _TILE):
+            near = (windows[:, 0] < x + _TILE) & (windows[:, 1] < y + _TILE) & (windows[:, 2] > x) & (windows[:, 3] > y)
+            yield _labels(masks, np.flatnonzero(near).tolist(), (x, y, _TILE, _TILE), kind)
+
+
+def _labels(masks: Sequence[MaskCrop], which: Sequence[int], window: tuple[int, int, int, int], kind: Any) -> NDArray[Any]:
+    """The window x, y, width, height of the label image, from the masks at the positions `which`."""
+    left, top, width, height = window
+    pixels: NDArray[Any] = np.zeros((height, width), dtype=kind)
+    for index in reversed(which):
+        mask = masks[index]
+        part = core_masks.clip(MaskCrop(mask.x - left, mask.y - top, mask.bitmap), width, height)
+        rows, columns = part.bitmap.shape
+        pixels[part.y : part.y + rows, part.x : part.x + columns][part.bitmap] = index + 1
+    return pixels
