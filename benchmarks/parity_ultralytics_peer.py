@@ -31,20 +31,25 @@ def scramble(model: torch.nn.Module, images: torch.Tensor) -> None:
             norm.momentum = 0.03
             norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.8, 1.3))
             norm.running_mean.add_(torch.randn_like(norm.running_mean) * 0.1 * norm.running_var.sqrt())
+
+        def raw() -> dict[str, torch.Tensor]:
+            found = model(images)[1]
+            return found.get("one2many", found)  # later releases have two heads
+
         head = dict(model.named_children())["model"][-1]
         for branch in head.cv2:  # distributions that are not flat
             branch[-1].weight.mul_(4.0)
-        scores = model(images)[1]["scores"]
-        for branch in head.cv3:  # logits of unit variance, some two hundred cells of an image above the threshold
+        scores = raw()["scores"]
+        for branch in head.cv3:  # logits of unit variance, at least two hundred cells of each image above the threshold
             branch[-1].weight.div_(scores.std())
             branch[-1].bias.zero_()
         for name in ("mask_coefficient", "kpts"):  # coefficients and keypoints of unit variance
-            if name in model(images)[1]:
-                spread = model(images)[1][name].std()
+            if name in raw():
+                spread = raw()[name].std()
                 for branch in head.cv4:
                     branch[-1].weight.div_(spread)
-        best = model(images)[1]["scores"].amax(dim=1)  # [B, A]
-        level = best.flatten().sort(descending=True).values[200 * len(images)]
+        best = raw()["scores"].amax(dim=1)  # [B, A]
+        level = best.sort(dim=1, descending=True).values[:, 200].min()
         for branch in head.cv3:
             branch[-1].bias.fill_(-1.0986 - level)  # logit(0.25)
 

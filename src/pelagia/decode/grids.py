@@ -32,13 +32,14 @@ from pelagia.core.nms import nms, nms_oriented
 from pelagia.core.oriented import canonical
 from pelagia.core.types import Float, Instances, Int, MaskCrop
 from pelagia.decode.options import DecodeOptions
+from pelagia.decode.outputs import check_shapes
 from pelagia.decode.resample import bilinear
 from pelagia.errors import ModelError
 
-__all__ = ["CANDIDATES", "STRIDES", "anchors", "decode_grids"]
+__all__ = ["CANDIDATES", "PROTOTYPE_STRIDE", "STRIDES", "anchors", "candidates", "cut_masks", "decode_grids", "select"]
 
-#: Input pixels per cell of the prototypes.
-_PROTOTYPE_STRIDE = 4
+#: Input pixels per cell of the prototypes of masks.
+PROTOTYPE_STRIDE = 4
 
 #: Input pixels per cell of each grid, finest first.
 STRIDES = (8, 16, 32)
@@ -92,18 +93,18 @@ def decode_grids(
     thresholds = _logit(np.array([options.class_scores.get(name, options.score) for name in card.class_names]))
     found = []
     for image, frame in enumerate(frames):
-        cells, labels, logits = _candidates(scores[image], thresholds, options.multi_label, card)
+        cells, labels, logits = candidates(scores[image], thresholds, options.multi_label, card)
         distances = _distances(boxes[image][:, cells]) * strides[cells, None]
         if card.task == "oriented":
             values = _rotated(centres[cells], distances, outputs["angles"][image, 0, cells])
         else:
             values = _upright(centres[cells], distances)
-        objects, kept = _select(values, labels, _sigmoid(logits), frame, options, oriented=card.task == "oriented")
+        objects, kept = select(values, labels, _sigmoid(logits), frame, options, oriented=card.task == "oriented")
         chosen = cells[kept]
         if card.task == "instance":
             coefficients = outputs["coefficients"][image][:, chosen].T
             objects = objects.replace(
-                masks=_masks(coefficients, outputs["prototypes"][image], objects.box_array, frame, options.mask)
+                masks=cut_masks(coefficients, outputs["prototypes"][image], objects.box_array, frame, options.mask)
             )
         if card.task == "keypoints":
             points = _points(outputs["keypoints"][image][:, chosen], centres[chosen], strides[chosen])
@@ -114,7 +115,7 @@ def decode_grids(
 
 
 def _check(outputs: Mapping[str, NDArray[Any]], batch: int, cells: int, card: ModelCard) -> None:
-    """Every output that the task needs is there, with the shape that the card asks for; -1 and multiples are free sizes."""
+    """Every output that the task needs is there, with the shape that the card asks for."""
     height, width = card.input_size
     classes = len(card.categories)
     expected: dict[str, tuple[str | int, ...]] = {"boxes": ("4 R", cells), "scores": (classes, cells)}
@@ -122,42 +123,34 @@ def _check(outputs: Mapping[str, NDArray[Any]], batch: int, cells: int, card: Mo
         expected["angles"] = (1, cells)
     if card.task == "instance":
         expected["coefficients"] = ("K", cells)
-        expected["prototypes"] = ("K", height // _PROTOTYPE_STRIDE, width // _PROTOTYPE_STRIDE)
+        expected["prototypes"] = ("K", height // PROTOTYPE_STRIDE, width // PROTOTYPE_STRIDE)
     if card.task == "keypoints":
         expected["keypoints"] = (3 * point_count(card.categories, where=card.name), cells)
-    for name, wanted in expected.items():
-        if name not in outputs:
-            raise ModelError(f"the model has no output {name!r}, only {', '.join(outputs) or 'none'}", where=card.name)
-        shape = outputs[name].shape
-        fits = len(shape) == len(wanted) + 1 and shape[0] == batch
-        fits = fits and all(isinstance(side, str) or side == found for side, found in zip(wanted, shape[1:], strict=True))
-        if not fits or (name == "boxes" and (shape[1] % 4 or shape[1] == 0)):
-            raise ModelError(
-                f"{name!r} has shape {list(shape)}, expected [{', '.join(map(str, (batch, *wanted)))}] for a batch of {batch}, "
-                f"{classes} classes and an input of {height} x {width}",
-                where=card.name,
-            )
-    if "prototypes" in expected and outputs["prototypes"].shape[1] != outputs["coefficients"].shape[1]:
-        raise ModelError(
-            f"there are {outputs['prototypes'].shape[1]} prototypes for {outputs['coefficients'].shape[1]} coefficients",
-            where=card.name,
-        )
+    check_shapes(outputs, batch, expected, card)
+    if outputs["boxes"].shape[1] % 4 or outputs["boxes"].shape[1] == 0:
+        raise ModelError(f"'boxes' has shape {list(outputs['boxes'].shape)}, expected 4 R rows", where=card.name)
 
 
-def _candidates(scores: NDArray[Any], thresholds: Float, multi_label: bool, card: ModelCard) -> tuple[Int, Int, Float]:
-    """Cells, labels and logits of what passes its class's threshold, strongest first, at most `CANDIDATES`."""
+def candidates(scores: NDArray[Any], thresholds: Float, multi_label: bool, card: ModelCard) -> tuple[Int, Int, Float]:
+    """Cells, labels and scores of what passes its class's threshold, strongest first, at most `CANDIDATES`.
+
+    Scores [C, A] and thresholds [C] are both logits or both probabilities.
+
+    Raises:
+        ModelError: the scores hold NaN.
+    """
     best = scores.max(axis=0, initial=-np.inf)  # [A]
     if np.isnan(best).any():
         raise ModelError("the network's scores hold NaN; its weights or its input are broken", where=card.name)
     cells = np.flatnonzero(best >= thresholds.min(initial=np.inf))
-    logits = scores[:, cells].astype(np.float64)  # [C, n]
+    found = scores[:, cells].astype(np.float64)  # [C, n]
     if multi_label:
-        labels, columns = np.nonzero(logits >= thresholds[:, None])
+        labels, columns = np.nonzero(found >= thresholds[:, None])
     else:
-        labels, columns = logits.argmax(axis=0), np.arange(len(cells))
-        kept = logits[labels, columns] >= thresholds[labels]
+        labels, columns = found.argmax(axis=0), np.arange(len(cells))
+        kept = found[labels, columns] >= thresholds[labels]
         labels, columns = labels[kept], columns[kept]
-    values = logits[labels, columns]
+    values = found[labels, columns]
     order = np.argsort(-values, kind="stable")[:CANDIDATES]
     return cells[columns[order]], labels[order].astype(np.int64), values[order]
 
@@ -183,7 +176,7 @@ def _rotated(centres: Float, distances: Float, logits: NDArray[Any]) -> Float:
     return canonical(np.concatenate([centres + offset, distances[:, :2] + distances[:, 2:], angle[:, None]], axis=1))
 
 
-def _select(
+def select(
     values: Float, labels: Int, scores: Float, frame: Frame, options: DecodeOptions, *, oriented: bool
 ) -> tuple[Instances, Int]:
     """The candidates that survive suppression and lie in the original, as objects in its pixels, and their positions."""
@@ -202,7 +195,7 @@ def _select(
     return found.select(inside), kept[inside]
 
 
-def _masks(
+def cut_masks(
     coefficients: NDArray[Any], prototypes: NDArray[Any], boxes: Float, frame: Frame, threshold: float
 ) -> tuple[MaskCrop, ...]:
     """Coefficients [n, K] and prototypes [K, h, w] -> the masks within `boxes` [n, 4] of the original.
@@ -212,11 +205,11 @@ def _masks(
     _, rows, columns = prototypes.shape
     level = float(_logit(np.array(threshold)))
     # A box may reach beyond the tile that the network saw; a mask may not.
-    seen = frame.boxes(np.array([[0.0, 0.0, columns, rows]]) * _PROTOTYPE_STRIDE)
+    seen = frame.boxes(np.array([[0.0, 0.0, columns, rows]]) * PROTOTYPE_STRIDE)
     low, high = (np.clip(corner, seen[0, :2], seen[0, 2:]) for corner in (boxes[:, :2], boxes[:, 2:]))
     # A pixel belongs to a box that holds its centre.
     first, last = (np.ceil(corner - 0.5).astype(np.int64) for corner in (low, high))
-    inverse = frame.inverse / _PROTOTYPE_STRIDE
+    inverse = frame.inverse / PROTOTYPE_STRIDE
     if len(boxes) > _FEW_MASKS:
         pixels = np.concatenate([first, last], axis=1)
         affine = np.array([inverse[0, 0], inverse[0, 2], inverse[1, 1], inverse[1, 2]])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.types import Prediction
+from pelagia.decode.cells import decode_cells
 from pelagia.decode.grids import decode_grids
 from pelagia.decode.options import DecodeOptions
 from pelagia.decode.pixels import decode_pixels
@@ -24,6 +25,7 @@ _Decoder: TypeAlias = Callable[[Mapping[str, NDArray[Any]], Sequence[Frame], Mod
 
 #: `ModelCard.decoder` -> the function of that wing.
 DECODERS: dict[str, _Decoder] = {
+    "cells": decode_cells,
     "grids": decode_grids,
     "masks": decode_masks,
     "pixels": decode_pixels,

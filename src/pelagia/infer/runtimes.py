@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
 from pelagia.errors import CheckpointError, ModelError, OptionError
+from pelagia.infer.foreign_onnx import foreign_card, foreign_outputs
 
 __all__ = [
     "CARD_KEY",
@@ -156,7 +157,7 @@ class OnnxRuntime:
     """An exported file run by ONNX Runtime, on a GPU where its GPU package is installed, else on all cores.
 
     Args:
-        path: a file written by `pelagia export`; its card stands in its metadata.
+        path: a file written by `pelagia export`, whose card stands in its metadata, or one of Ultralytics (`foreign_onnx`).
         threads: CPU threads, 0 for all that this process may use.
         device: auto (a GPU if there is one), cpu or cuda.
 
@@ -173,14 +174,16 @@ class OnnxRuntime:
         self._providers = _providers(device)
         self._session = self._open(self._threads)
         self._on_cpu = self._session.get_providers() == ["CPUExecutionProvider"]
-        text = self._session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
-        if text is None:
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        foreign = None if CARD_KEY in metadata else foreign_card(metadata, where=path)
+        if CARD_KEY not in metadata and foreign is None:
             raise CheckpointError(
                 "this ONNX file has no Pelagia card in its metadata, so its classes and its decoding are unknown; "
                 "export the model with `pelagia export`",
                 where=path,
             )
-        self._card = ModelCard.from_json(text, where=str(path))
+        self._foreign = foreign is not None
+        self._card = foreign or ModelCard.from_json(metadata[CARD_KEY], where=str(path))
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._input, self._batch = self._check_input()
         self._lanes: tuple[_OnnxLane, ...] = ()
@@ -219,14 +222,15 @@ class OnnxRuntime:
         shared = Shared(self)
         with ThreadPoolExecutor(shared.count) as pool:
             parts = list(pool.map(shared.run, np.split(images, len(images))))
-        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def run_session(self, session: Any, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Raw outputs by one session: image by image on a CPU, all at once on a GPU."""
         images = check_images(images, self._card, self._path)
         step = self._batch or (1 if self._on_cpu else len(images))
         parts = [self._run(session, images[start : start + step], step) for start in range(0, len(images), step)]
-        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(self._outputs)}
+        found = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(self._outputs)}
+        return foreign_outputs(found, self._card) if self._foreign else found
 
     def _open(self, threads: int) -> Any:
         options = onnxruntime.SessionOptions()
