@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from pelagia.core.image import write
 from pelagia.core.types import Category, Instances
 from pelagia.data.dataset import Dataset
-from pelagia.errors import EvaluationError, OptionError
+from pelagia.errors import EvaluationError, ImageError, OptionError
 from pelagia.infer.evaluate import EvaluateOptions, choose_thresholds, evaluate, match_classes, predict_dataset, score
 from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.infer.scale import training_scale
@@ -69,6 +70,16 @@ def test_large_images_are_tiled_unless_told_otherwise(tmp_path: Path, runtime: O
     )  # shrunk five times, cells are under two pixels
 
 
+def test_large_images_are_read_as_scans_within_the_limit(tmp_path: Path, runtime: OnnxRuntime) -> None:
+    data = bright(tmp_path, 2, side=320, per_image=150)
+    unknown = replace(data, sizes=np.zeros_like(data.sizes))  # then the file's header tells that it is large
+    for dataset in (data, unknown):
+        assert evaluate(runtime, dataset, EvaluateOptions(max_pixels=320 * 320), show=False).ap == pytest.approx(1.0)
+        for tiled in (True, False):
+            with pytest.raises(ImageError, match=r"0\.png: 320 x 320 pixels, more than the limit of 102,399"):
+                evaluate(runtime, dataset, EvaluateOptions(max_pixels=320 * 320 - 1, tiled=tiled), show=False)
+
+
 def test_crowded_images_are_not_cut(tmp_path: Path, runtime: OnnxRuntime) -> None:
     data = bright(tmp_path, 1, side=320, per_image=400)
     (found,) = predict_dataset(runtime, data, EvaluateOptions(tiled=True), show=False)
@@ -95,7 +106,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path: Path, runtime: OnnxRuntime) 
         score(data, [Instances.empty(scores=True)], "keypoints")
 
 
-@pytest.mark.parametrize("options", [{"batch": 0}, {"most": -1}])
+@pytest.mark.parametrize("options", [{"batch": 0}, {"most": -1}, {"max_pixels": 0}])
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         EvaluateOptions(**options)

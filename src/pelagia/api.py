@@ -247,7 +247,7 @@ class Predictor:
         chosen = _with_options(PredictOptions(), options)
         if not isinstance(image, str | Path):
             return predict_image(self.runtime, image, chosen)
-        with open_scan(image) as scan:
+        with open_scan(image, max_pixels=chosen.max_pixels) as scan:
             return predict_image(self.runtime, scan, chosen)
 
     def predict_files(self, paths: Iterable[str | Path], **options: Any) -> Iterator[FileResult]:

@@ -84,7 +84,9 @@ def open_page(path: Path) -> Iterator[TiffPage]:
 
 def _planes(tiff: tifffile.TiffFile, path: Path) -> tuple[Any, ...]:
     """The pages of the image: the first one, or the channels of an OME-TIFF's first image at full resolution."""
-    if not tiff.is_ome or len(tiff.pages) < 2:
+    if _description_is_cut(tiff):
+        raise ImageError("cut short: its description is missing at the end; copy the file again", where=path)
+    if not tiff.is_ome:
         return (tiff.pages[0],)
     series = tiff.series[0]
     if series.kind != "ome":  # its other planes lie in other files
@@ -108,6 +110,23 @@ def _planes(tiff: tifffile.TiffFile, path: Path) -> tuple[Any, ...]:
     if any(plane is None for plane in planes):
         raise ImageError("a channel of this OME-TIFF is not in the file; save it again with all its channels", where=path)
     return planes
+
+
+def _description_is_cut(tiff: tifffile.TiffFile) -> bool:
+    """Whether the first directory states an image description (tag 270) beyond the end of the file.
+
+    tifffile passes over a tag that it cannot read, and a part of an OME-TIFF would then look like a plain grey image.
+    """
+    handle, order = tiff.filehandle, tiff.byteorder
+    count, entry, offset_form = ("Q", "HHQQ", "Q") if tiff.is_bigtiff else ("H", "HHII", "I")
+    inline = struct.calcsize(offset_form)
+    handle.seek(tiff.pages[0].offset)
+    (entries,) = struct.unpack(order + count, handle.read(struct.calcsize(order + count)))
+    directory = handle.read(entries * struct.calcsize(order + entry))
+    for tag, kind, length, place in struct.iter_unpack(order + entry, directory):
+        if tag == 270 and kind in (1, 2, 7) and length > inline and place + length > handle.size:  # bytes or text
+            return True
+    return False
 
 
 def _check(page: Any, path: Path) -> int:

@@ -14,7 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pelagia.core.card import ModelCard
+from pelagia.core.image import MAX_PIXELS, image_size
 from pelagia.core.nms import nms, nms_oriented
+from pelagia.core.scan import open_scan
 from pelagia.core.types import IGNORE_INDEX, Category, Instances, Int, PanopticMap, Prediction, SemanticMap, Task
 from pelagia.data.dataset import Dataset
 from pelagia.data.formats.common import ReadOptions
@@ -84,12 +86,20 @@ class EvaluateOptions:
         default=True,
         metadata={"help": "Predict large images in overlapping tiles, as `predict` does; --no-tiled shrinks them."},
     )
+    max_pixels: int = field(
+        default=MAX_PIXELS,
+        metadata={
+            "help": "Refuse a larger image that must be decoded whole, or a larger piece of one in tiles, strips or chunks."
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise OptionError(f"batch must be at least 1, got {self.batch}")
         if self.most is not None and self.most < 0:
             raise OptionError(f"most must be 0 (no limit) or positive, got {self.most}")
+        if self.max_pixels < 1:
+            raise OptionError(f"max_pixels must be at least 1, got {self.max_pixels}")
 
 
 def evaluate(runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None) -> Scores:
@@ -270,14 +280,25 @@ def predictions(
     starts = range(0, len(dataset), options.batch)
     for start in track(starts, "evaluating", show=show):
         indices = range(start, min(start + options.batch, len(dataset)))
-        images = [dataset.image(index) for index in indices]
-        large = [options.tiled and is_tiled((image.shape[1], image.shape[0]), runtime.card) for image in images]
-        whole = [image for image, tiled in zip(images, large, strict=True) if not tiled]
-        found = iter(predict_batch(runtime, whole, counting) if whole else [])
-        tiling = PredictOptions(batch=options.batch)
-        for image, tiled in zip(images, large, strict=True):
-            item = predict_image(runtime, image, tiling, decoding=counting) if tiled else next(found)
+        large = [is_tiled(_size(dataset, index), runtime.card) for index in indices]
+        small = [dataset.image(index) for index, scan in zip(indices, large, strict=True) if not scan]
+        found = iter(predict_batch(runtime, small, counting) if small else [])
+        for index, scan in zip(indices, large, strict=True):
+            item = _scan_answer(runtime, dataset.image_paths[index], options, counting) if scan else next(found)
             yield _relabel(item, labels, len(dataset.categories))
+
+
+def _size(dataset: Dataset, index: int) -> tuple[int, int]:
+    """Width and height of an image, from the labels or, where they do not say, from the header of the file."""
+    width, height = dataset.sizes[index].tolist()
+    return (width, height) if width > 0 and height > 0 else image_size(dataset.image_paths[index])
+
+
+def _scan_answer(runtime: Runtime, path: Path, options: EvaluateOptions, decoding: DecodeOptions) -> Prediction:
+    """What the model answers for an image that may be too large to hold."""
+    tiling = PredictOptions(batch=options.batch, tiling="auto" if options.tiled else "never")
+    with open_scan(path, max_pixels=options.max_pixels) as scan:
+        return predict_image(runtime, scan, tiling, decoding=decoding)
 
 
 def match_classes(card: ModelCard, categories: Sequence[Category]) -> Int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from pelagia.core.card import ModelCard
+from pelagia.core.image import MAX_PIXELS
 from pelagia.decode import DecodeOptions
 from pelagia.errors import OptionError
 
@@ -46,6 +47,12 @@ class PredictOptions:
         default=False,
         metadata={"help": "Turn scores into probabilities by the map stored in the model; thresholds stay those of raw scores."},
     )
+    max_pixels: int = field(
+        default=MAX_PIXELS,
+        metadata={
+            "help": "Refuse a larger image that must be decoded whole, or a larger piece of one in tiles, strips or chunks."
+        },
+    )
 
     def __post_init__(self) -> None:
         for name in ("score", "nms_iou"):
@@ -56,6 +63,8 @@ class PredictOptions:
             raise OptionError(f"overlap must lie in 0 to 0.8, got {self.overlap}")
         if self.batch < 1 or self.most < 0 or self.tile < 0:
             raise OptionError("batch must be at least 1, most and tile at least 0")
+        if self.max_pixels < 1:
+            raise OptionError(f"max_pixels must be at least 1, got {self.max_pixels}")
         if self.tiling not in ("auto", "always", "never"):
             raise OptionError(f"tiling must be auto, always or never, got {self.tiling!r}")
 

@@ -104,7 +104,7 @@ def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: Predic
     probable = _probable(runtime.card, options)
     tile = tile_size(runtime.card, options)
     shared = Shared(runtime)
-    small = partial(_small_images, shared, decoding=decoding, probable=probable)
+    small = partial(_small_images, shared, decoding=decoding, probable=probable, max_pixels=options.max_pixels)
 
     def steps() -> Iterator[tuple[Callable[[], list[FileResult]], bool]]:
         """Small images beside the network; scans, which take all cores, by themselves."""
@@ -132,7 +132,7 @@ def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: Predic
 def _scan_file(runtime: Runtime, path: Path, options: PredictOptions) -> list[FileResult]:
     start = time.perf_counter()
     try:
-        with open_scan(path) as scan:
+        with open_scan(path, max_pixels=options.max_pixels) as scan:
             found = predict_image(runtime, scan, options)
     except ImageError as error:
         return [FileResult(path, error=error.reason)]
@@ -140,14 +140,19 @@ def _scan_file(runtime: Runtime, path: Path, options: PredictOptions) -> list[Fi
 
 
 def _small_images(
-    runtime: Runtime, paths: Sequence[Path], *, decoding: DecodeOptions, probable: Callable[[Prediction], Prediction]
+    runtime: Runtime,
+    paths: Sequence[Path],
+    *,
+    decoding: DecodeOptions,
+    probable: Callable[[Prediction], Prediction],
+    max_pixels: int,
 ) -> list[FileResult]:
     """The results of one step."""
     images: list[NDArray[Any]] = []
     errors: dict[Path, str] = {}
     for path in paths:
         try:
-            images.append(read(path))
+            images.append(read(path, max_pixels=max_pixels))
         except ImageError as error:
             errors[path] = error.reason
     start = time.perf_counter()

@@ -12,7 +12,7 @@ import numpy as np
 from pelagia.core.card import ModelCard
 from pelagia.core.draw import draw_prediction
 from pelagia.core.frame import Frame
-from pelagia.core.image import Pixels, warp, write
+from pelagia.core.image import MAX_PIXELS, Pixels, warp, write
 from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Int, PanopticMap, Prediction, SemanticMap
 from pelagia.data.geometry import warp_mask
@@ -42,7 +42,8 @@ def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path
     found = result.found
     pixels = result.width * result.height
     scale = min(math.sqrt(PICTURE_PIXELS / pixels), _PICTURE_SIDE / max(result.width, result.height))
-    with open_scan(result.path) as scan:
+    # It was read under the user's limit once.
+    with open_scan(result.path, max_pixels=max(MAX_PIXELS, pixels)) as scan:
         if scale < 1:
             size = max(round(result.width * scale), 1), max(round(result.height * scale), 1)
             image = _shrunk(scan, scale, size)
@@ -62,6 +63,7 @@ def _shrunk(scan: Scan, scale: float, size: tuple[int, int]) -> Pixels:
         bottom = min(top + rows, size[1])
         first = max(math.floor((top / scale - 2) / factor) - 1, 0) * factor
         last = min((math.ceil((bottom / scale + 2) / factor) + 1) * factor, scan.height)
+        scan.forget(above=first)
         band = scan.read(0, first, scan.width, last - first)
         bands.append(warp(band, np.array([[scale, 0.0, 0.0], [0.0, scale, first * scale - top]]), (size[0], bottom - top)))
     return np.concatenate(bands)
