@@ -25,6 +25,7 @@ from pelagia.infer.joining import join
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
 from pelagia.infer.tiles import Tile, lay_tiles
+from pelagia.infer.view_pairs import meet
 
 INPUT = 128
 OVERLAP = 48
@@ -336,3 +337,129 @@ def test_most_keeps_the_strongest_of_all_tiles() -> None:
 def test_what_is_no_image_is_refused(image: NDArray[Any]) -> None:
     with pytest.raises(OptionError, match="an image must be"):
         predict_image(PerfectRuntime(), image)
+
+
+def beside_borders(rng: np.random.Generator, size: tuple[int, int], overlap: int, longest: int) -> NDArray[np.uint16]:
+    """Rectangles that begin, end or lie across borders of tiles to the pixel, as long as the overlap or longer, side by side."""
+    tiles = lay_tiles(size, (INPUT, INPUT), overlap)
+    lines = [sorted({tile.box[axis] for tile in tiles} | {tile.box[axis + 2] for tile in tiles}) for axis in (0, 1)]
+    ids = np.zeros(size[::-1], dtype=np.uint16)
+    number = 200
+    for kind in range(60):
+        start = [int(rng.choice(line)) for line in lines]
+        extent = [int(side) for side in rng.integers(1, longest + 1, 2)]
+        axis = kind % 2
+        if kind % 5 == 0:
+            extent[axis] = longest
+        start[axis] -= (0, extent[axis], extent[axis] // 2, 1, extent[axis] - 1)[int(rng.integers(5))]
+        if kind % 7 == 0:
+            start = [value + int(rng.integers(-3, 4)) for value in start]
+        place = np.s_[max(start[1], 0) : max(start[1] + extent[1], 0), max(start[0], 0) : max(start[0] + extent[0], 0)]
+        if ids[place].size and not ids[place].any():
+            ids[place] = number
+            number += 3 if kind % 3 else 1  # most are of one class
+    return ids
+
+
+@pytest.mark.parametrize("task", ["detect", "oriented", "instance", "keypoints"])
+@pytest.mark.parametrize("larger", [0, 2, 200])
+def test_objects_on_the_borders_of_tiles(task: str, larger: int) -> None:
+    """No longer than the overlap, or just longer, or larger than a tile, and all side by side."""
+
+    @given(st.integers(0, 2**32 - 1), st.integers(150, 420), st.integers(60, 400), st.integers(8, 80))
+    @settings(max_examples=6, deadline=None)
+    def check(seed: int, width: int, height: int, overlap: int) -> None:
+        ids = beside_borders(np.random.default_rng(seed), (width, height), overlap, overlap + larger)
+        found = predict_image(PerfectRuntime(task), ids, PredictOptions(tiling="always", overlap=overlap / INPUT))
+        assert isinstance(found, Instances)
+        whole = objects(ids, task)
+        if task == "oriented":
+            assert len(found) == len(whole)
+            np.testing.assert_allclose(rows(found), rows(whole), atol=1e-3 if larger < 200 else 2.0)
+            return
+        np.testing.assert_array_equal(rows(found), rows(whole))
+        if task == "instance" or (task == "keypoints" and not larger):
+            assert pictures(found, task) == pictures(whole, task)
+
+    check()
+
+
+def test_hundreds_of_touching_objects_stay_hundreds() -> None:
+    ids = np.zeros((300, 400), dtype=np.uint16)
+    for row in range(30):
+        for column in range(25):
+            ids[10 * row : 10 * row + 10, 16 * column : 16 * column + 16] = 201 + 3 * (25 * row + column)  # one class, no gap
+    for task in ("detect", "instance"):
+        found = predict_image(PerfectRuntime(task), ids, PredictOptions(tiling="always", overlap=0.2))
+        assert len(found) == 750
+        np.testing.assert_array_equal(rows(found), rows(objects(ids, task)))
+
+
+@pytest.mark.parametrize("slope", [0.05, 0.4, 1.0, 3.0])
+def test_very_long_thin_oriented_objects_side_by_side(slope: float) -> None:
+    """Through six tiles and more, four pixels apart, their bounds nearly the same."""
+    ids = np.zeros((700, 700), dtype=np.uint16)
+    dx, dy = np.array([1.0, slope]) / np.hypot(1, slope)
+    reach = 600 / max(dx, dy)
+    for k in range(6):
+        x, y = 40 - k * 10 * dy + 60 * dy, 40 + k * 10 * dx
+        cv2.line(ids, (round(x), round(y)), (round(x + reach * dx), round(y + reach * dy)), 201 + 3 * k, 5)
+    found = predict_image(PerfectRuntime("oriented"), ids, PredictOptions(tiling="always", overlap=0.2))
+    whole = objects(ids, "oriented")
+    assert len(found) == len(whole) == 6
+    assert found.oriented is not None
+    assert whole.oriented is not None
+    assert core_oriented.iou(found.oriented, whole.oriented).max(axis=0).min() > 0.8
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_two_classes_at_one_place_and_a_long_one_through_a_short_one(long: bool) -> None:
+    """A box of class 1 lies in the bounds of one of class 0 that a tile sees whole; it goes on, or is the same."""
+    tiles = [Tile(0, 0, 100, 100), Tile(60, 0, 100, 100)]
+    short = [[70.0, 20, 100, 60], [70.0, 20, 125, 60]]  # class 0, cut by the first tile
+    other = [[30.0, 30, 100, 40], [60.0, 30, 150, 40]] if long else [[70.0, 20, 100, 60], [70.0, 20, 125, 60]]
+    parts = [
+        Instances(labels=np.array([0, 1]), boxes=np.array([short[k], other[k]]), scores=np.array([0.9, 0.8])) for k in range(2)
+    ]
+    found = join(parts, tiles, (160, 100), margin=1.0)
+    assert found.labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(found.boxes, [[70, 20, 125, 60], [30, 30, 150, 40] if long else [70, 20, 125, 60]])
+
+
+def test_nested_objects_larger_than_the_overlap_stay_apart() -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(80, 0, 100, 100)]
+    left, right = [[10.0, 10, 100, 90], [20, 40, 100, 50]], [[80.0, 10, 170, 90], [80, 40, 160, 50]]
+    parts = [Instances(labels=np.zeros(2, dtype=np.int64), boxes=np.array(b), scores=np.array([0.9, 0.8])) for b in (left, right)]
+    found = join(parts, tiles, (180, 100), margin=1.0)
+    np.testing.assert_array_equal(found.boxes, [[10, 10, 170, 90], [20, 40, 160, 50]])
+
+
+def test_two_neighbours_on_either_side_of_a_seam_stay_two() -> None:
+    """Each is counted by one tile only; that their boxes overlap by more than half must not make one of them a double."""
+    tiles = [Tile(0, 0, 100, 100), Tile(50, 0, 100, 100)]  # equally far at 75
+    boxes = np.array([[54.0, 10, 90, 50], [61, 12, 97, 52]])
+    parts = [Instances(labels=np.zeros(2, dtype=np.int64), boxes=boxes, scores=np.array([0.9, 0.8])) for _ in range(2)]
+    found = join(parts, tiles, (150, 100), margin=1.0)
+    np.testing.assert_array_equal(found.boxes, boxes)
+
+
+def test_pairs_that_meet_are_those_of_a_naive_search() -> None:
+    rng = np.random.default_rng(3)
+    tiles = lay_tiles((500, 400), (128, 128), 30)
+    owner = rng.integers(0, len(tiles), 400)
+    corners = np.array([tiles[k].box[:2] for k in owner]) + rng.uniform(0, 120, (400, 2))
+    boxes = np.hstack([corners, corners + rng.uniform(0, 60, (400, 2))])  # some reach out of their tiles
+    among = rng.random(400) < 0.8
+    found = meet(boxes, owner, tiles, among)
+    expected = set()
+    for i in np.flatnonzero(among).tolist():
+        for j in np.flatnonzero(among).tolist():
+            if owner[i] < owner[j]:
+                every = [boxes[i], boxes[j], tiles[owner[i]].box, tiles[owner[j]].box]
+                low, high = np.max(every, axis=0)[:2], np.min(every, axis=0)[2:]
+                if (low < high).all():
+                    expected.add((i, j))
+    pairs = list(zip(found.a.tolist(), found.b.tolist(), strict=True))
+    assert len(pairs) == len(set(pairs))
+    assert set(pairs) == expected
+    assert len(expected) > 200

@@ -17,6 +17,7 @@ stretched and shaded to meet them: size and grey tell nothing about the taxon, i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,21 +153,33 @@ def panoptic_categories(options: SurveyOptions) -> tuple[Category, ...]:
     return (*categories(options), *stuff)
 
 
-def draw_image(rng: np.random.Generator, width: int, height: int, options: SurveyOptions | None = None) -> Drawing:
+def draw_image(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    options: SurveyOptions | None = None,
+    *,
+    places: Sequence[tuple[float, float, int]] | None = None,
+) -> Drawing:
     """One image of `width` x `height` pixels; the same generator state gives the same bytes.
 
+    `places` are x, y, label: organisms of these taxa with the middle of their bounds there, whatever they overlap, in place of a
+    random number anywhere.
+
     Raises:
-        OptionError: a side below 32 pixels, or below the longest body.
+        OptionError: a side below 32 pixels, or below the longest body, or a label that is no taxon.
     """
     options = options or SurveyOptions()
+    if any(not 0 <= label < len(options.taxa) for *_, label in places or ()):
+        raise OptionError(f"the label of a place must be a position in the list of {len(options.taxa)} taxa")
     if min(width, height) < max(32, options.length_px[1]):
         raise OptionError(f"an image of {width} x {height} is too small for bodies of {options.length_px[1]:g} px")
     density = np.zeros((height, width), dtype=np.float32)
     semantic = np.zeros((height, width), dtype=np.uint8)
-    count = max(1, int(rng.poisson(options.coverage * width * height / options.mean_area)))
+    count = max(1, int(rng.poisson(options.coverage * width * height / options.mean_area))) if places is None else len(places)
     for _ in range(int(rng.poisson(options.detritus * count))):
         _draw_detritus(rng, density, semantic, options)
-    truth = _draw_organisms(rng, density, semantic, options, count)
+    truth = _draw_organisms(rng, density, semantic, options, [None] * count if places is None else places)
     image = _expose(rng, density, options)
     return Drawing(image, truth, semantic)
 
@@ -261,19 +274,26 @@ def _coco_record(truth: Instances, position: int, width: int, height: int, optio
 
 
 def _draw_organisms(
-    rng: np.random.Generator, density: NDArray[np.float32], semantic: NDArray[np.uint8], options: SurveyOptions, count: int
+    rng: np.random.Generator,
+    density: NDArray[np.float32],
+    semantic: NDArray[np.uint8],
+    options: SurveyOptions,
+    wishes: Sequence[tuple[float, float, int] | None],
 ) -> Instances:
     height, width = density.shape
     boxes = np.zeros((0, 4))
     crops: list[MaskCrop] = []
     labels, points = [], []
-    for _ in range(count):
-        label = int(rng.integers(len(options.taxa)))
+    for wish in wishes:
+        label = int(rng.integers(len(options.taxa))) if wish is None else wish[2]
         body = _draw_body(rng, _SHAPES[options.taxa[label]], options)
         box = masks.bounds(MaskCrop(body.x, body.y, body.mask))
-        place = _find_place(rng, box, boxes, (width, height), options.touching)
-        if place is None:
-            continue
+        if wish is None:
+            place = _find_place(rng, box, boxes, (width, height), options.touching)
+            if place is None:
+                continue
+        else:
+            place = round(wish[0] - (box[0] + box[2]) / 2), round(wish[1] - (box[1] + box[3]) / 2)
         x, y = place
         crop = _stamp(density, semantic, body, x, y, 1)
         if crop is None:

@@ -6,8 +6,8 @@ rules make one object of its views:
 0. Each place has one judge: along x and along y, the tile whose inner borders are farthest from the centre of a detection. What
    other tiles say there does not count, so an object has one chance to be found, as on the whole image, and counts are not
    inflated. In a narrow band where two tiles are nearly as far, both count, and the next rules decide:
-1. Seen whole twice: two detections of one class inside the common area of their tiles, one to one by descending IoU. The weaker
-   goes.
+1. Seen whole twice: two detections of one class inside the common area of their tiles, one to one by descending IoU, of which
+   at least one lies where the other's tile counts too. The weaker goes.
 2. Cut here, whole there: a detection at an inner border of its tile that lies in a detection which another tile sees whole and
    which crosses that border. The cut one goes, whatever its class: a sliver tells little. It stays where a piece in the other
    tile agrees with it better: then it belongs to a larger object that lies there too.
@@ -35,7 +35,10 @@ from pelagia.data import geometry
 from pelagia.infer.tiles import Tile
 from pelagia.infer.view_pairs import Pairs, Views, borders, judged, meet, one_to_one
 
-__all__ = ["join", "join_views"]
+__all__ = ["CUT_MARGIN", "join", "join_views", "least_share"]
+
+#: A detection this near to a border of its tile, as a share of the tile's side, counts as cut by it.
+CUT_MARGIN = 0.01
 
 #: Two whole views are one object from this IoU on.
 _SAME_IOU = 0.5
@@ -83,19 +86,20 @@ def join_views(
     """As `join`, and for each object whether no tile saw it whole."""
     found = geometry.join(parts)
     owner = np.repeat(np.arange(len(tiles)), [len(part) for part in parts])
-    bounds = found.box_array
-    count = np.flatnonzero(judged(bounds, owner, tiles, size, _BAND * margin))
+    counts = judged(found.box_array, owner, tiles, size, _BAND * margin)
     # An oriented box may stick out of the image; what no tile can show must not make a view look cut or outside.
-    found, owner, boxes = found.select(count), owner[count], core_boxes.clip(bounds[count], *size)
-    views = Views(found, boxes, owner, _cut_by(boxes, owner, tiles, size, margin))
-    pairs = meet(boxes, owner, tiles)
-    same = np.ones(len(pairs.a), dtype=np.bool_) if agnostic else found.labels[pairs.a] == found.labels[pairs.b]
-    dropped = np.zeros(len(found), dtype=np.bool_)
-    facing = _facing(views, pairs, borders(tiles))
-    _drop_doubles(views, pairs.at(same & ~facing), margin, dropped)
-    cut = views.pieces
-    both = pairs.at(same & cut[pairs.a] & cut[pairs.b])
-    agree = _Agreement(views, both)
+    boxes = core_boxes.clip(found.box_array, *size)
+    views = Views(found, boxes, owner, _cut_by(boxes, owner, tiles, size, margin), size)
+
+    def alike(pairs: Pairs) -> Mask:
+        return np.asarray(agnostic | (found.labels[pairs.a] == found.labels[pairs.b]))
+
+    # What a judge did not count is no object, but it tells to which object of the other tile a piece does not belong.
+    pieces = meet(boxes, owner, tiles, views.pieces & (views.pieces & counts).any())
+    agree = _Agreement(views, pieces.at(alike(pieces) & (counts[pieces.a] | counts[pieces.b])))
+    pairs = meet(boxes, owner, tiles, counts)
+    dropped = ~counts
+    _drop_doubles(views, pairs.at(alike(pairs)), tiles, margin, dropped)
     _drop_cut(views, pairs, borders(tiles), agree, dropped)
     return _merged(views, agree.pieces(~dropped), np.flatnonzero(~dropped))
 
@@ -119,20 +123,29 @@ def _facing(views: Views, pairs: Pairs, every: Float) -> Mask:
     return result
 
 
-def _drop_doubles(views: Views, pairs: Pairs, margin: float, dropped: Mask) -> None:
+def _drop_doubles(views: Views, pairs: Pairs, tiles: Sequence[Tile], margin: float, dropped: Mask) -> None:
     """Rule 1 among `pairs` of one class."""
     slack = margin * np.array([-1.0, -1.0, 1.0, 1.0])
     within = np.ones(len(pairs.a), dtype=np.bool_)
-    for view in (pairs.a, pairs.b):
-        room = pairs.zone + slack
-        within &= (views.boxes[view, :2] >= room[:, :2]).all(axis=1) & (views.boxes[view, 2:] <= room[:, 2:]).all(axis=1)
+    room = pairs.zone + slack
+    for own in (views.boxes[pairs.a], views.boxes[pairs.b]):
+        for side in (0, 1):
+            within &= (own[:, side] >= room[:, side]) & (own[:, side + 2] <= room[:, side + 2])
     pairs = pairs.at(within)
+    pairs = pairs.at(~_facing(views, pairs, borders(tiles)))
     strength = views.iou(pairs.a, pairs.b)
     alike = strength >= _SAME_IOU
     pairs, strength = pairs.at(alike), strength[alike]
     if views.found.masks is not None:  # objects that cross have like boxes, but not like masks
         shared, one, other = views.common(pairs.a, pairs.b)
-        strength = strength + shared / np.maximum(one + other - shared, 1.0)
+        strength = strength + _iou(shared, one, other)
+        alike = shared >= _MASK_SHARE * np.minimum(one, other)
+        pairs, strength = pairs.at(alike), strength[alike]
+    known = [
+        judged(views.found.box_array[view], views.owner[seer], tiles, views.size, _BAND * margin)
+        for view, seer in ((pairs.a, pairs.b), (pairs.b, pairs.a))
+    ]
+    pairs, strength = pairs.at(known[0] | known[1]), strength[known[0] | known[1]]
     scores, cut = views.found.scores, views.pieces
     assert scores is not None
     pairs = pairs.at(one_to_one(pairs, strength, np.abs(scores[pairs.a] - scores[pairs.b])))
@@ -142,6 +155,11 @@ def _drop_doubles(views: Views, pairs: Pairs, margin: float, dropped: Mask) -> N
     dropped[np.where(first, b, a)] = True
 
 
+def least_share(found: Instances) -> float:
+    """From which share on a piece lies in another object."""
+    return _PIECE_SHARE if found.masks is None else _MASK_SHARE
+
+
 class _Agreement:
     """How far pairs of one class, both cut, agree within the common area of their tiles (rule 3)."""
 
@@ -149,12 +167,11 @@ class _Agreement:
         self.views, self.pairs = views, pairs
         self.shared, self.first, self.second = views.common(pairs.a, pairs.b, pairs.zone)
         self.iou = _iou(self.shared, self.first, self.second)
-        self.least_share = _PIECE_SHARE if views.found.masks is None else _MASK_SHARE
 
     def best(self, group: Int, view: Int) -> Float:
         """The largest agreement that views [Q] have with a piece in that pair of tiles; 0 where they have none."""
-        count = len(self.views.found) + 1
-        keys = np.concatenate([self.pairs.group * count + self.pairs.a, self.pairs.group * count + self.pairs.b])
+        count = len(self.views.found)
+        keys = np.concatenate([self.pairs.group * count + end for end in (self.pairs.a, self.pairs.b)])
         known, place = np.unique(keys, return_inverse=True)
         most = np.zeros(len(known) + 1)
         np.maximum.at(most, place.reshape(-1), np.tile(self.iou, 2))
@@ -165,19 +182,17 @@ class _Agreement:
 
     def pieces(self, alive: Mask) -> Pairs:
         """Rule 3: pairs of pieces of one object among the views that are left."""
-        left = np.flatnonzero(alive[self.pairs.a] & alive[self.pairs.b])
-        pairs, iou = self.pairs.at(left), self.iou[left]
+        pairs, iou = self.pairs, self.iou
         alike = np.flatnonzero(iou >= _PIECE_IOU)
         chosen = alike[one_to_one(pairs.at(alike), iou[alike], np.zeros(len(alike)))]
         # A piece without a partner belongs to a larger one in which it lies.
-        first_smaller = self.first[left] <= self.second[left]
-        smaller = np.where(first_smaller, pairs.a, pairs.b)
-        least = np.minimum(self.first[left], self.second[left])
+        smaller = np.where(self.first <= self.second, pairs.a, pairs.b)
         count = len(self.views.found)
         taken = np.concatenate([pairs.group[chosen] * count + end[chosen] for end in (pairs.a, pairs.b)])
         free = ~np.isin(pairs.group * count + smaller, taken)
-        lies = self.shared[left] >= self.least_share * np.maximum(least, 1e-12)
-        return pairs.at(np.union1d(chosen, np.flatnonzero(free & lies)))
+        lies = self.shared >= least_share(self.views.found) * np.maximum(np.minimum(self.first, self.second), 1e-12)
+        result = pairs.at(np.union1d(chosen, np.flatnonzero(free & lies)))
+        return result.at(alive[result.a] & alive[result.b])
 
 
 def _iou(shared: Float, one: Float, other: Float) -> Float:
@@ -186,14 +201,15 @@ def _iou(shared: Float, one: Float, other: Float) -> Float:
 
 def _drop_cut(views: Views, pairs: Pairs, every: Float, agree: _Agreement, dropped: Mask) -> None:
     """Rule 2: cut views that lie in a whole view of another tile."""
-    whole = ~views.pieces
+    cut = views.pieces
     for piece, other in ((pairs.a, pairs.b), (pairs.b, pairs.a)):
-        own, boxes = every[views.owner[piece]], views.boxes[other]
+        candidates = np.flatnonzero(cut[piece] & ~cut[other])
+        own, boxes = every[views.owner[piece[candidates]]], views.boxes[other[candidates]]
         crosses = np.concatenate([boxes[:, :2] < own[:, :2], boxes[:, 2:] > own[:, 2:]], axis=1)
-        candidates = np.flatnonzero(whole[other] & (views.cut[piece] & crosses).any(axis=1))
+        candidates = candidates[(views.cut[piece[candidates]] & crosses).any(axis=1)]
         a, b, group, zone = piece[candidates], other[candidates], pairs.group[candidates], pairs.zone[candidates]
         shared, area, _ = views.common(a, b)
-        lies = shared >= agree.least_share * np.maximum(area, 1e-12)
+        lies = shared >= least_share(views.found) * np.maximum(area, 1e-12)
         a, b, group, zone = a[lies], b[lies], group[lies], zone[lies]
         dropped[a[_iou(*views.common(a, b, zone)) >= agree.best(group, a)]] = True
 

@@ -43,6 +43,10 @@ class PredictOptions:
         metadata={"help": "Least overlap of tiles as a share of their side; widened to 1.5 times the model's typical object."},
     )
     batch: int = field(default=8, metadata={"help": "Images or tiles per step.", "speed_only": True})
+    coarse: bool = field(
+        default=False,
+        metadata={"help": "Look at a tiled image again, shrunk, for objects longer than the overlap; they replace their pieces."},
+    )
     calibrated: bool = field(
         default=False,
         metadata={"help": "Turn scores into probabilities by the map stored in the model; thresholds stay those of raw scores."},

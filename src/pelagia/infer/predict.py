@@ -24,9 +24,16 @@ from pelagia.infer.dense import tiled_map
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime, Shared
 from pelagia.infer.tiled import tiled_objects
+from pelagia.infer.tiled_panoptic import tiled_panoptic
 from pelagia.infer.views import answer, is_full_resolution, must_tile, tile_size
 
 __all__ = ["FileResult", "predict_batch", "predict_files", "predict_image"]
+
+#: How maps are predicted in tiles, by task; every other task answers with objects.
+_TILED: dict[str, Callable[[Runtime, Scan, tuple[int, int], PredictOptions, DecodeOptions], Prediction]] = {
+    "semantic": tiled_map,
+    "panoptic": tiled_panoptic,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +65,13 @@ def predict_image(
 ) -> Prediction:
     """What the model answers for one image [H, W, C] or [H, W] or one scan, in its pixels; tiled where it is large.
 
-    Objects come strongest first. Panoptic maps are never tiled: a large image is shrunk.
+    Objects come strongest first.
 
     `decoding` replaces what `options` say of scores and suppression.
 
     Raises:
-        OptionError: the image is not 8 or 16 bits with 1 or 3 channels, or the overlap does not fit the tile.
+        OptionError: the image is not 8 or 16 bits with 1 or 3 channels, the overlap does not fit the tile, or a coarse look was
+            asked for and the model answers with a map.
     """
     options = options or PredictOptions()
     decoding = decoding or options.decoding(runtime.card)
@@ -72,7 +80,9 @@ def predict_image(
     tile = tile_size(runtime.card, options)
     if not must_tile((scan.width, scan.height), tile, options.tiling, runtime.card):
         return probable(predict_batch(runtime, [scan.read(0, 0, scan.width, scan.height)], decoding)[0])
-    predict = tiled_map if runtime.card.task == "semantic" else tiled_objects
+    if options.coarse and runtime.card.task in ("semantic", "panoptic"):
+        raise OptionError(f"coarse is for objects; this model answers the task {runtime.card.task!r}", where=runtime.card.name)
+    predict = _TILED.get(runtime.card.task, tiled_objects)
     return probable(predict(runtime, scan, tile, options, decoding))
 
 

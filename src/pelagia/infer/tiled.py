@@ -2,38 +2,85 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
+from pelagia.core.frame import Frame
 from pelagia.core.scan import Scan
-from pelagia.core.types import Instances
+from pelagia.core.types import Instances, Mask
 from pelagia.decode import DecodeOptions
-from pelagia.infer.joining import join
+from pelagia.infer.coarse import Shrunk, levels, shrink, take_larger
+from pelagia.infer.joining import CUT_MARGIN, join_views
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime
-from pelagia.infer.views import answer, lay, objects_of, views
+from pelagia.infer.tiles import Tile, lay_tiles
+from pelagia.infer.views import answer, lay, objects_of, overlap_of, views
 
 __all__ = ["tiled_objects"]
-
-#: A detection this near to a border of its tile, as a share of the tile's side, counts as cut by it.
-_MARGIN = 0.01
 
 
 def tiled_objects(
     runtime: Runtime, scan: Scan, tile: tuple[int, int], options: PredictOptions, decoding: DecodeOptions
 ) -> Instances:
-    """The objects of all tiles, each once."""
-    card = runtime.card
+    """The objects of all tiles, each once; with `options.coarse` those longer than the overlap from larger tiles too."""
     size = (scan.width, scan.height)
-    tiles = lay(card, size, tile, options)
     unlimited = replace(decoding, most=0)
-    parts: list[Instances] = []
-    with closing(views(scan, tiles, card, local=False, most=2 * options.batch)) as shown:
-        while batch := list(islice(shown, options.batch)):
-            found = answer(runtime, [image for image, _ in batch], [frame for _, frame in batch], unlimited)
-            parts += [objects_of(item, card) for item in found]
-    joined = join(parts, tiles, size, margin=_MARGIN * max(tile), agnostic=options.agnostic)
+    tiles = lay(runtime.card, size, tile, options)
+    parts = _parts(runtime, scan, tiles, options, unlimited)
+    found = join_views(parts, tiles, size, margin=CUT_MARGIN * max(tile), agnostic=options.agnostic)
+    longest = float(overlap_of(runtime.card, tile, options))
+    for factor in levels(size, tile) if options.coarse else []:
+        larger, overlap = _coarse(runtime, scan, tile, factor, options, unlimited)
+        found = take_larger(found, larger, longest, agnostic=options.agnostic)
+        longest = overlap
+    joined = found[0]
     return joined.select(np.arange(min(decoding.most, len(joined)))) if decoding.most else joined
+
+
+def _coarse(
+    runtime: Runtime, scan: Scan, tile: tuple[int, int], factor: float, options: PredictOptions, decoding: DecodeOptions
+) -> tuple[tuple[Instances, Mask], float]:
+    """What tiles `factor` times larger show, with their pieces, and their overlap, in pixels of the scan."""
+    zoom = shrink(factor)
+    small = Shrunk(scan, zoom)
+    sides = (math.ceil(tile[0] * factor / zoom), math.ceil(tile[1] * factor / zoom))
+    overlap = round(options.overlap * min(sides))
+    tiles = lay_tiles((small.width, small.height), sides, overlap)
+    parts = _parts(runtime, small, tiles, options, decoding, Frame(np.array([[zoom, 0.0, 0.0], [0.0, zoom, 0.0]]), *_size(scan)))
+    large = [Tile(zoom * one.x, zoom * one.y, zoom * one.width, zoom * one.height) for one in tiles]
+    found = join_views(parts, large, _size(scan), margin=CUT_MARGIN * zoom * max(sides), agnostic=options.agnostic)
+    return found, float(zoom * overlap)
+
+
+def _size(scan: Scan) -> tuple[int, int]:
+    return scan.width, scan.height
+
+
+def _parts(
+    runtime: Runtime,
+    scan: Scan,
+    tiles: Sequence[Tile],
+    options: PredictOptions,
+    decoding: DecodeOptions,
+    further: Frame | None = None,
+) -> list[Instances]:
+    """What each tile shows, in pixels of `scan`, or of the image to which `further` leads from there."""
+    parts: list[Instances] = []
+    with closing(views(scan, tiles, runtime.card, local=False, most=2 * options.batch)) as shown:
+        while batch := list(islice(shown, options.batch)):
+            frames = [frame if further is None else _through(frame, further) for _, frame in batch]
+            found = answer(runtime, [image for image, _ in batch], frames, decoding)
+            parts += [objects_of(item, runtime.card) for item in found]
+    return parts
+
+
+def _through(first: Frame, then: Frame) -> Frame:
+    """One frame for both, one after the other."""
+    linear = then.matrix[:, :2] @ first.matrix
+    linear[:, 2] += then.matrix[:, 2]
+    return Frame(linear, then.width, then.height)

@@ -20,13 +20,14 @@ __all__ = ["Pairs", "Views", "borders", "judged", "meet", "one_to_one"]
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """The detections of all tiles: themselves, their bounds within the image [N, 4], the tile of each [N], and which of the four
-    inner borders of its tile cut it [N, 4]."""
+    """The detections of all tiles: themselves, their bounds within the image [N, 4], the tile of each [N], which of the four
+    inner borders of its tile cut it [N, 4]; and width and height of the image."""
 
     found: Instances
     boxes: Float
     owner: Int
     cut: Mask
+    size: tuple[int, int]
 
     @property
     def pieces(self) -> Mask:
@@ -133,7 +134,7 @@ def _depth(centres: Float, span: Float, length: int) -> Float:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """P pairs of views, `a` of the earlier tile; `group` [P] numbers the pair of tiles, whose common area is `zone` [P, 4]."""
+    """P pairs of views, `a` of the earlier tile; `group` [P] numbers pairs of tiles, whose common area is `zone` [P, 4]."""
 
     group: Int
     a: Int
@@ -145,14 +146,16 @@ class Pairs:
         return Pairs(self.group[index], self.a[index], self.b[index], self.zone[index])
 
 
-def meet(boxes: Float, owner: Int, tiles: Sequence[Tile]) -> Pairs:
-    """All pairs of views of different tiles whose boxes share a part of the common area of their tiles.
+def meet(boxes: Float, owner: Int, tiles: Sequence[Tile], among: Mask) -> Pairs:
+    """All pairs of views of different tiles, `among` some [N], whose boxes share a part of the common area of their tiles.
 
     The tiles lie as `lay_tiles` lays them. Views are sorted along the longer side of each common area; a view meets there
     those that begin before it ends, so the work follows the number of pairs that overlap along it.
     """
     every = borders(tiles)
-    view, other = _visits(_clipped(boxes, every[owner]), owner, every)
+    chosen = np.flatnonzero(among)
+    view, other = _visits(_clipped(boxes[chosen], every[owner[chosen]]), owner[chosen], every)
+    view = chosen[view]
     key = np.minimum(owner[view], other) * len(tiles) + np.maximum(owner[view], other)
     keys, group = np.unique(key, return_inverse=True)
     group = group.reshape(-1)
@@ -172,7 +175,7 @@ def meet(boxes: Float, owner: Int, tiles: Sequence[Tile]) -> Pairs:
     second = np.concatenate([two[begins[1]], two[follows[0]]])
     share = _area(_clipped(inside[first], inside[second])) > 0
     first, second = first[share], second[share]
-    return Pairs(group[first], view[first], view[second], zones[group[first]])
+    return Pairs(keys[group[first]], view[first], view[second], zones[group[first]])
 
 
 def _visits(boxes: Float, owner: Int, every: Float) -> tuple[Int, Int]:

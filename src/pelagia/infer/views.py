@@ -28,7 +28,18 @@ from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime
 from pelagia.infer.tiles import Tile, lay_tiles
 
-__all__ = ["TILE_FACTOR", "answer", "is_full_resolution", "is_tiled", "lay", "must_tile", "objects_of", "tile_size", "views"]
+__all__ = [
+    "TILE_FACTOR",
+    "answer",
+    "is_full_resolution",
+    "is_tiled",
+    "lay",
+    "must_tile",
+    "objects_of",
+    "overlap_of",
+    "tile_size",
+    "views",
+]
 
 #: An image is tiled when one of its sides is longer than this many tiles; one tile where the scale is full resolution.
 TILE_FACTOR = 1.5
@@ -51,7 +62,7 @@ def is_full_resolution(card: ModelCard) -> bool:
 
 
 def must_tile(size: tuple[int, int], tile: tuple[int, int], tiling: Literal["auto", "always", "never"], card: ModelCard) -> bool:
-    if card.task == "panoptic" or tiling == "never":
+    if tiling == "never":
         return False
     largest = 1.0 if is_full_resolution(card) else TILE_FACTOR
     return tiling == "always" or size[0] > largest * tile[0] or size[1] > largest * tile[1]
@@ -65,10 +76,10 @@ def is_tiled(size: tuple[int, int], card: ModelCard) -> bool:
 
 def lay(card: ModelCard, size: tuple[int, int], tile: tuple[int, int], options: PredictOptions) -> list[Tile]:
     stride = card.stride * tile[0] / (card.input_size[1] - 2 * card.margin)
-    return lay_tiles(size, tile, _overlap(card, tile, options), round(stride) if stride.is_integer() else 1)
+    return lay_tiles(size, tile, overlap_of(card, tile, options), round(stride) if stride.is_integer() else 1)
 
 
-def _overlap(card: ModelCard, tile: tuple[int, int], options: PredictOptions) -> int:
+def overlap_of(card: ModelCard, tile: tuple[int, int], options: PredictOptions) -> int:
     """Pixels: the asked share, or 1.5 typical objects if that is more, but at most half a tile unless asked for."""
     asked = options.overlap * min(tile)
     typical = float(card.manifest.get("object_px") or 0.0)
