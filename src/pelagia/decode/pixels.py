@@ -27,7 +27,7 @@ from pelagia.decode.options import DecodeOptions
 from pelagia.decode.resample import bilinear
 from pelagia.errors import ModelError
 
-__all__ = ["decode_pixels", "resample", "watershed"]
+__all__ = ["decode_pixels", "mean_logits", "resample", "shares", "watershed"]
 
 #: Two parts of a component are two objects when the neck between them is narrower than this share of the slimmer part.
 _NECK = 0.75
@@ -130,6 +130,30 @@ def _probabilities(planes: NDArray[np.float32], best: NDArray[np.float32], form:
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     # exp(-log(1 + exp(-x))) never overflows.
     return np.asarray(np.exp(-np.logaddexp(np.float32(0), -logits)))
+
+
+def shares(logits: NDArray[Any], card: ModelCard) -> NDArray[np.float32]:
+    """[K, h, w] logits of an image -> [P, h, w] probabilities whose means over several answers `mean_logits` turns back: of the
+    K classes (softmax), or of yes for each and then of no for each, whose rounding errors near 0 differ (binary, sigmoid).
+
+    Raises:
+        ModelError: a logit is NaN or infinite.
+    """
+    logits = np.asarray(logits, dtype=np.float32)
+    if not np.isfinite(logits).all():
+        raise ModelError("the network's logits hold NaN or infinity; its weights or its input are broken", where=card.name)
+    if _form(card) == "softmax":
+        return _probabilities(logits, logits.max(axis=0), "softmax")
+    return np.concatenate([_sigmoid(logits), _sigmoid(-logits)])
+
+
+def mean_logits(means: NDArray[np.float32], card: ModelCard) -> NDArray[np.float32]:
+    """[P, h, w] means of `shares` -> [K, h, w] logits: log p, or log p - log(1 - p)."""
+    logs = np.log(np.maximum(means, np.finfo(np.float32).tiny))
+    if _form(card) == "softmax":
+        return np.asarray(logs)
+    yes, no = np.split(logs, 2)
+    return np.asarray(yes - no)
 
 
 def _objects(logits: NDArray[Any], frame: Frame, card: ModelCard, options: DecodeOptions) -> Instances:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pelagia.data.synthetic import draw_image
 from pelagia.errors import ExportError
 from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime
 from pelagia.models.model import Model
+from pelagia.models.receptive_field import receptive_field
 from pelagia.nn.layers import fuse
 from pelagia.nn.suppression import OPERATOR
 
@@ -90,6 +91,8 @@ def export_onnx(model: Model, path: str | Path, *, tolerance: float = TOLERANCE)
     """
     start = time.perf_counter()
     plain = fuse(model).cpu().float()
+    if plain.card.task == "semantic" and "receptive_field" not in plain.card.manifest:
+        plain.card = replace(plain.card, manifest={**plain.card.manifest, "receptive_field": receptive_field(plain)})
     height, width = plain.card.input_size
     images = torch.rand((2, 3, height, width), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -42,6 +42,13 @@ class PredictOptions:
         default=0.2,
         metadata={"help": "Least overlap of tiles as a share of their side; widened to 1.5 times the model's typical object."},
     )
+    blend: Literal["auto", "exact", "hann", "cut"] = field(
+        default="auto",
+        metadata={
+            "help": "How tiles become one class map: exact (as the whole scan, where the network is local), hann (averaged "
+            "where they overlap), cut (the deepest tile answers); auto: exact where it costs at most fourfold, else hann."
+        },
+    )
     batch: int = field(default=8, metadata={"help": "Images or tiles per step.", "speed_only": True})
     coarse: bool = field(
         default=False,
@@ -71,6 +78,8 @@ class PredictOptions:
             raise OptionError(f"max_pixels must be at least 1, got {self.max_pixels}")
         if self.tiling not in ("auto", "always", "never"):
             raise OptionError(f"tiling must be auto, always or never, got {self.tiling!r}")
+        if self.blend not in ("auto", "exact", "hann", "cut"):
+            raise OptionError(f"blend must be auto, exact, hann or cut, got {self.blend!r}")
 
     def decoding(self, card: ModelCard) -> DecodeOptions:
         """What decoding needs; the card's thresholds hold unless `score` is given."""

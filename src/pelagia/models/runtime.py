@@ -30,6 +30,9 @@ class TorchRuntime:
         ModelError: the images do not have three channels or the sides that the model takes.
     """
 
+    #: Images may have any sides that the model takes, not those of its card alone.
+    any_size = True
+
     def __init__(self, model: Model, *, device: torch.device | str | None = None, precision: Precision = "float32") -> None:
         self.device = next(model.parameters()).device if device is None else torch.device(device)
         self.precision: Precision = precision

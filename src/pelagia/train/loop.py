@@ -24,6 +24,7 @@ from pelagia.infer.progress import bar
 from pelagia.infer.scale import training_scale
 from pelagia.models import checkpoint
 from pelagia.models.model import Model
+from pelagia.models.receptive_field import receptive_field
 from pelagia.train.checkpoint import Progress, read_progress, restore, save_last
 from pelagia.train.data import Batch, CachedDataset, ImageCache, Loader, Maker, Plan
 from pelagia.train.distributed import Group, join_group
@@ -146,6 +147,8 @@ def _build(options: TrainOptions, group: Group, device: torch.device, setting: _
         progress = saved[2]
     plan = Plan(len(folds.train), progress.settings.batch, options.seed)
     facts = _facts(options, folds, progress, device, start.weights)
+    if model.card.task == "semantic":
+        facts["receptive_field"] = receptive_field(model)
     folder.write("run.json", facts)
     model.card = replace(model.card, manifest=facts)
     engine = build_engine(options, group, model, progress, Schedule.of(options, plan.steps_per_epoch))

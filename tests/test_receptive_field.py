@@ -1,0 +1,115 @@
+"""How far networks look, against what their layers say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pelagia.core.card import ModelCard
+from pelagia.core.types import Category
+from pelagia.models import registry
+from pelagia.models.model import Model, Targets
+from pelagia.models.receptive_field import receptive_field
+
+CATEGORIES = tuple(Category(index, f"class {index}") for index in range(3))
+
+
+def field_of(name: str, size: int | tuple[int, int] = 64, **options: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    return receptive_field(registry.create(name, CATEGORIES, "semantic", input_size=size, options=options))
+
+
+class Layers(Model):
+    """Any layers as a model."""
+
+    def __init__(self, *layers: nn.Module, stride: int = 1, margin: int = 0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        side = 8 * stride + 2 * margin
+        self.card = ModelCard(
+            name="layers",
+            task="semantic",
+            decoder="pixels",
+            categories=CATEGORIES,
+            input_size=(side, side),
+            stride=stride,
+            margin=margin,
+        )
+
+    def forward(self, images: Tensor, valid: Tensor | None = None, targets: Targets | None = None) -> dict[str, Tensor]:
+        return {"logits": self.layers(images)}
+
+    def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        return {"none": outputs["logits"].sum() * 0}
+
+
+class Aligned(nn.Module):
+    """Bilinear resampling with aligned corners: where a pixel comes from depends on the size of the whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=True)
+        return F.interpolate(small, size=x.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def test_layers_whose_reach_is_known() -> None:
+    assert receptive_field(Layers(nn.Conv2d(3, 3, 1))) == {"local": True, "halo": 0, "cell": 1}
+    # Zero weights are weights too: what counts is what a network may look at.
+    wide = nn.Conv2d(3, 3, 7, padding=3)
+    nn.init.zeros_(wide.weight)
+    assert receptive_field(Layers(wide)) == {"local": True, "halo": 3, "cell": 1}
+    assert receptive_field(Layers(nn.Conv2d(3, 3, 3, dilation=40, padding=40))) == {"local": True, "halo": 40, "cell": 1}
+    # 2 x 2 cells from pooling look at no neighbour; a convolution on them looks one cell, two pixels, on.
+    assert receptive_field(Layers(nn.MaxPool2d(2), stride=2)) == {"local": True, "halo": 0, "cell": 2}
+    pooled = Layers(nn.MaxPool2d(2), nn.Conv2d(3, 3, 3, padding=1), nn.Upsample(scale_factor=2), stride=2)
+    assert receptive_field(pooled) == {"local": True, "halo": 2, "cell": 1}
+    # A valid convolution gives no answer where it would look over the border.
+    assert receptive_field(Layers(nn.Conv2d(3, 3, 5), margin=2)) == {"local": True, "halo": 0, "cell": 1}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.AdaptiveAvgPool2d(1), nn.GroupNorm(1, 3), nn.Softmax(dim=3), Aligned(), nn.Upsample((64, 64))],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_look_everywhere_are_not_local(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    assert receptive_field(Layers(nn.Conv2d(3, 3, 1), layer)) == {"local": False}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_u_nets_look_as_far_as_the_paper_says(depth: int) -> None:
+    """The margin of the valid convolutions is how far the network looks; padded ones look as far and have no margin."""
+    margin = 6 * 2**depth - 4
+    side = 2 * margin + 4 + 2 * 2**depth
+    assert field_of("unet", side, depth=depth, width=2) == {"local": True, "halo": 0, "cell": 1}
+    found = field_of("unet", 64, depth=depth, width=2, padding=True, norm=True)
+    # Two cells a level on the way down and two on the way up. The grid of the poolings begins at the border here, and two
+    # pixels inside it in valid convolutions, which costs up to two pixels more.
+    strip = 0
+    for level in range(depth + 1):
+        strip = -(-strip // 2) + 2 if level else 2
+    for _ in range(depth):
+        strip = 2 * strip + 2
+    assert found == {"local": True, "halo": strip, "cell": 1}
+    assert margin <= strip <= margin + 2
+
+
+def test_encoders_of_timm() -> None:
+    assert field_of("unet-timm", backbone="timm:test_resnet", width=0.125)["local"]
+    assert field_of("fcn", backbone="timm:test_resnet") == {"local": True, "halo": 96, "cell": 8}
+    # Squeeze and excitation, and the pooled branch of the pyramid, see the whole image.
+    assert field_of("unet-timm", backbone="timm:test_efficientnet", width=0.125) == {"local": False}
+    assert field_of("deeplabv3", backbone="timm:test_resnet", width=8, rates="2,4") == {"local": False}
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = registry.create("unet", CATEGORIES, "semantic", input_size=64, options={"depth": 2, "width": 4, "padding": True})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    receptive_field(model)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
