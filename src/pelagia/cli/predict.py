@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ from pelagia.errors import ImageError, PelagiaError
 from pelagia.infer.folder import FolderRun, Shard
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.progress import bar
+from pelagia.infer.result_files import OWN_FOLDERS
 from pelagia.infer.result_tables import Totals
 from pelagia.infer.runtimes import Precision, RuntimeKind
 
@@ -22,6 +25,9 @@ __all__ = ["predict"]
 
 
 _OPTIONS = PredictOptions()
+
+#: Seconds between two lines of progress where standard error is no terminal.
+_LOG_SECONDS = 60
 
 
 def _shard(_: Any, tokens: Sequence[Any]) -> Shard:
@@ -64,16 +70,18 @@ def predict(
         runtime: What runs the model; auto: torch for a checkpoint, ONNX Runtime for .onnx, OpenVINO for .xml.
         precision: bfloat16 is faster in torch and OpenVINO on processors that have it, and exact to 3 digits only.
     """
-    paths, broken = _find(images)
+    paths, broken = _find(images, out)
     predictor = load(model, device=device, threads=threads, runtime=runtime, precision=precision)
     run = FolderRun(predictor.runtime, paths, out, options, model=predictor.path, label=Path(model).name, draw=draw, shard=shard)
     for line in _beginning(run):
         say(line)
     try:
         with bar("predicting", run.to_do, show=False if json else None) as advance:
-            run.go(advance)
-    except (KeyboardInterrupt, PelagiaError):
-        say(f"\n{run.kept + run.predicted} of {_many(run.own)} are finished in {out}; the same command goes on from there")
+            run.go(advance if json or sys.stderr.isatty() else _Log(run.to_do))
+    except (KeyboardInterrupt, PelagiaError) as error:
+        if isinstance(error, KeyboardInterrupt):
+            say("")  # below the ^C of the terminal
+        say(f"{run.kept + run.predicted} of {_many(run.own)} are finished in {out}; the same command goes on from there")
         raise
     broken += run.broken
     for line in broken:
@@ -131,13 +139,31 @@ def _many(count: int, what: str = "image") -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _find(places: list[str]) -> tuple[list[Path], list[str]]:
-    """Image files, each once, and what was wrong with the places that hold none."""
-    found: dict[Path, None] = {}
+class _Log:
+    """Progress for a log file, where no bar can move: a line a minute."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
+        self._said = time.monotonic()
+
+    def __call__(self, steps: int, note: str = "") -> None:
+        self._done += steps
+        if time.monotonic() - self._said >= _LOG_SECONDS:
+            self._said = time.monotonic()
+            say(f"{self._done} of {_many(self._total)} predicted, the last {note}")
+
+
+def _find(places: list[str], out: Path) -> tuple[list[Path], list[str]]:
+    """Image files, each once, and what was wrong with the places that hold none; pictures in the results folder are no images."""
+    found: dict[Path, Path] = {}
     broken = []
+    own = [out.resolve() / name for name in OWN_FOLDERS]
     for place in places:
         try:
-            found.update(dict.fromkeys(find_images(place)))
+            for path in find_images(place):
+                whole = path.parent.resolve() / path.name  # a link is an image of its own
+                if not any(whole.is_relative_to(folder) for folder in own):
+                    found.setdefault(whole, path)
         except ImageError as error:
             broken.append(str(error))
-    return list(found), broken
+    return list(found.values()), broken

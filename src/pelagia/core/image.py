@@ -271,7 +271,7 @@ def _inside(folder: Path) -> list[Path]:
         folders[:] = [item for item in folders if item not in images]
         images += [item for item in files if Path(item).suffix.lower() in IMAGE_SUFFIXES and not item.startswith(".")]
         found += [place / item for item in images]
-    return sorted(item for item in found if item.is_file() or item.is_dir())
+    return sorted(item for item in found if item.is_file() or item.is_dir() or item.is_symlink())  # one to nowhere is told of
 
 
 # Intensities

@@ -12,8 +12,9 @@ may depend on the other images of a batch.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +31,12 @@ from pelagia.infer.runtimes import Runtime, runtime_name
 from pelagia.infer.stamps import Look, Stamp, look
 
 __all__ = ["FolderRun", "Shard", "made_with"]
+
+#: Threads that write results.
+_WRITERS = 4
+
+#: The result of an image of more pixels is written before the next image is taken up: a class map of its size may be a gigabyte.
+_LARGE_PIXELS = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +202,31 @@ class FolderRun:
                 self._note(self.files.draw(self.names[index], self._paths[index], picture))
 
     def _predict(self, advance: Advance) -> None:
+        """Results of small images are written and drawn in threads: a disk takes milliseconds to say that a file is safe."""
         results = predict_files(self._runtime, (self._paths[index] for index in self._looks), self._options)
-        for index, result in zip(self._looks, results, strict=True):
-            self._keep(index, result)
-            advance(1, self.names[index])
+        writing: deque[tuple[int, Future[None]]] = deque()
+
+        def wait(most: int) -> None:
+            while len(writing) > most:
+                index, done = writing.popleft()
+                done.result()
+                self.predicted += 1
+                advance(1, self.names[index])
+
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            try:
+                for index, result in zip(self._looks, results, strict=True):
+                    writing.append((index, pool.submit(self._keep, index, result)))
+                    wait(2 * _WRITERS if result.width * result.height < _LARGE_PIXELS else 0)
+                wait(0)
+            finally:
+                pool.shutdown()
+                self.predicted += sum(done.exception() is None for _, done in writing)
 
     def _keep(self, index: int, result: FileResult) -> None:
         before = self._looks[index]
         stamp = None if before is None else Stamp.of(self._paths[index], before)
         self._note(self.files.add(result, self.names[index], image=stamp, picture=self._pictures[index]))
-        self.predicted += 1
 
     def _note(self, problem: str | None) -> None:
         if problem is not None:

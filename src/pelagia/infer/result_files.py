@@ -29,7 +29,7 @@ from pelagia.infer.result_tables import TABLES, dump
 from pelagia.infer.result_values import found_in, image_dict, numbered
 from pelagia.infer.stamps import Stamp
 
-__all__ = ["RESULTS_FOLDER", "RESULT_VERSION", "ResultFolder"]
+__all__ = ["OWN_FOLDERS", "RESULTS_FOLDER", "RESULT_VERSION", "ResultFolder"]
 
 #: Raised when a result made by an older Pelagia is no longer what this one would find.
 RESULT_VERSION = 1
@@ -42,6 +42,9 @@ _KINDS: dict[str, type[Prediction]] = {"semantic": SemanticMap, "panoptic": Pano
 
 #: Where the maps of a task lie.
 _MAP_FOLDERS = {"instance": "labels", "semantic": "semantic", "panoptic": "panoptic"}
+
+#: What a run makes in its folder beside the tables.
+OWN_FOLDERS = (RESULTS_FOLDER, "pictures", *_MAP_FOLDERS.values())
 
 _HEAD, _BODY = '{"made":', '"result":'
 
