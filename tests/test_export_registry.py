@@ -1,4 +1,5 @@
-"""Every model and task as ONNX: the file answers like the model, from decoding to the pictures, or the table says why not."""
+"""Every model and task as ONNX: the file answers like the model in ONNX Runtime and OpenVINO, from decoding to the pictures,
+or the table says why not."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from pelagia.api import Predictor, load
 from pelagia.core.types import Instances, PanopticMap, Prediction, SemanticMap, Task
 from pelagia.data.synthetic import draw_image
 from pelagia.errors import ExportError
-from pelagia.export.onnx import TOLERANCE, export_onnx
+from pelagia.export.onnx import TOLERANCE, compare_runtime, export_onnx
+from pelagia.infer.openvino_runtime import OpenVinoRuntime
 from pelagia.infer.predict import FileResult
 from pelagia.infer.results import ResultWriter
 from pelagia.models import registry
@@ -59,6 +61,9 @@ def test_the_file_answers_like_the_model(name: str, task: Task, tmp_path: Path) 
     report = export_onnx(model, path)
     assert report.outputs
     assert all(item.relative <= TOLERANCE for item in report.outputs.values())
+    torch.manual_seed(0)
+    others = compare_runtime(model, OpenVinoRuntime(path))
+    assert all(item.relative <= TOLERANCE for item in others.values()), others
     image = draw_image(np.random.default_rng(0), 200, 130).image
     asked = {"score": 0.001, "nms_iou": 1.0, "tiling": "never"}
     found = load(path).predict(image, **asked)  # numpy from the raw outputs on

@@ -27,13 +27,13 @@ from pelagia.core.files import atomic_path
 from pelagia.core.image import letterbox, normalise
 from pelagia.data.synthetic import draw_image
 from pelagia.errors import ExportError
-from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime
+from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime, Runtime
 from pelagia.models.model import Model
 from pelagia.models.receptive_field import receptive_field
 from pelagia.nn.layers import fuse
 from pelagia.nn.suppression import OPERATOR
 
-__all__ = ["OPSET", "TOLERANCE", "Difference", "ExportReport", "compare_runtime", "export_onnx"]
+__all__ = ["OPSET", "TOLERANCE", "Difference", "ExportReport", "check_agreement", "compare_runtime", "export_onnx"]
 
 #: Opset of the graph: the oldest that PyTorch's exporter writes without a conversion.
 OPSET = 18
@@ -101,21 +101,31 @@ def export_onnx(model: Model, path: str | Path, *, tolerance: float = TOLERANCE)
     onnx.helper.set_model_props(graph, {CARD_KEY: plain.card.to_json(), "license": plain.card.licence})
     with atomic_path(path) as temporary:
         onnx.save(graph, str(temporary))
-        runtime = OnnxRuntime(temporary)
-        outputs = compare_runtime(model, runtime)
-        worst = max(outputs, key=lambda name: outputs[name].relative)
-        if not outputs[worst].relative <= tolerance:  # NaN too
-            raise ExportError(
-                f"the exported graph differs from the model: {worst} by {outputs[worst].absolute:.3g}, relative "
-                f"{outputs[worst].relative:.3g}, more than {tolerance:g}; nothing was written",
-                where=path,
-            )
+        runtime = OnnxRuntime(temporary, device="cpu")
+        outputs = check_agreement(model, runtime, tolerance, path)
         size = temporary.stat().st_size
     shape = ["batch", "3", str(height), str(width)]
     return ExportReport(Path(path), OPSET, size, {"images": shape}, outputs, tolerance, time.perf_counter() - start)
 
 
-def compare_runtime(model: Model, runtime: OnnxRuntime) -> dict[str, Difference]:
+def check_agreement(model: Model, runtime: Runtime, tolerance: float, where: str | Path) -> dict[str, Difference]:
+    """`compare_runtime`, which must find no relative difference above `tolerance`.
+
+    Raises:
+        ExportError: an output differs by more, or has another name or shape.
+    """
+    outputs = compare_runtime(model, runtime)
+    worst = max(outputs, key=lambda name: outputs[name].relative)
+    if not outputs[worst].relative <= tolerance:  # NaN too
+        raise ExportError(
+            f"the exported graph differs from the model: {worst} by {outputs[worst].absolute:.3g}, relative "
+            f"{outputs[worst].relative:.3g}, more than {tolerance:g}; nothing was written",
+            where=where,
+        )
+    return outputs
+
+
+def compare_runtime(model: Model, runtime: Runtime) -> dict[str, Difference]:
     """The largest difference of each raw output between a runtime and the model, on noise and on a drawn image.
 
     Raises:
