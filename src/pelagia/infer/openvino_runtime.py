@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pelagia.core.card import ModelCard
 from pelagia.core.lazy import resolve
 from pelagia.errors import CheckpointError, ModelError, OptionError
+from pelagia.infer.foreign_onnx import foreign_card, foreign_outputs
 from pelagia.infer.runtimes import CARD_KEY, Precision, Runtime, check_images, cpu_count, lane_count
 
 __all__ = ["OpenVinoRuntime"]
@@ -30,7 +31,8 @@ class OpenVinoRuntime:
     OpenVINO by itself computes in bfloat16 where the processor can; here the precision is stated, and float32 unless asked.
 
     Args:
-        path: an .onnx or .xml written by `pelagia export`; the weights of an .xml lie beside it in the .bin of the same name.
+        path: an .onnx or .xml written by `pelagia export`, or an .onnx of Ultralytics (`foreign_onnx`); the weights
+            of an .xml lie beside it in the .bin of the same name.
         threads: CPU threads, 0 for all that this process may use.
         device: auto or cpu, or another that OpenVINO knows here, such as gpu or npu.
         precision: see `Precision`; for CPUs. An int8 file keeps its 8-bit layers.
@@ -60,7 +62,16 @@ class OpenVinoRuntime:
             self._model = self._core.read_model(self._path)
         except RuntimeError as error:
             raise CheckpointError(f"OpenVINO cannot read this file: {_last_line(error)}", where=path) from error
-        self._card = ModelCard.from_json(_card_text(self._model, self._path), where=self._path)
+        metadata = _metadata(self._model)
+        foreign = None if CARD_KEY in metadata else foreign_card(metadata, where=path)
+        if CARD_KEY not in metadata and foreign is None:
+            raise CheckpointError(
+                "this file has no Pelagia card in its metadata, so its classes and its decoding are unknown; "
+                "export the model with `pelagia export`",
+                where=path,
+            )
+        self._foreign = foreign is not None
+        self._card = foreign or ModelCard.from_json(metadata[CARD_KEY], where=self._path)
         self._batch = self._check_input()
         self._outputs = [output.any_name for output in self._model.outputs]
         self._alone = self._compile(1)
@@ -127,7 +138,8 @@ class OpenVinoRuntime:
         except RuntimeError as error:
             raise ModelError(f"OpenVINO failed: {_last_line(error)}", where=self._path) from error
         whole = [parts[start] for start in sorted(parts)]
-        return {name: np.concatenate([part[i] for part in whole]) for i, name in enumerate(self._outputs)}
+        found = {name: np.concatenate([part[i] for part in whole]) for i, name in enumerate(self._outputs)}
+        return foreign_outputs(found, self._card) if self._foreign else found
 
     def _finished(self, request: Any, most: int) -> list[NDArray[Any]]:
         request.wait()
@@ -178,16 +190,15 @@ class _Lane:
         return self._owner.run_requests([self._request], images)
 
 
-def _card_text(model: Any, path: str) -> str:
-    """The card among what the file says about itself: OpenVINO puts the metadata of an ONNX file under "framework"."""
-    for place in ([CARD_KEY], ["framework", CARD_KEY]):
-        if model.has_rt_info(place):
-            return str(model.get_rt_info(place).astype(str))
-    raise CheckpointError(
-        "this file has no Pelagia card in its metadata, so its classes and its decoding are unknown; "
-        "export the model with `pelagia export`",
-        where=path,
-    )
+def _metadata(model: Any) -> dict[str, str]:
+    """What the file says about itself: OpenVINO puts the metadata of an ONNX file under "framework"."""
+    found: dict[str, str] = {}
+    known = model.get_rt_info()
+    if "framework" in known:
+        found |= {key: str(model.get_rt_info(["framework", key]).value) for key in known["framework"]}
+    if CARD_KEY in known:
+        found[CARD_KEY] = str(model.get_rt_info([CARD_KEY]).value)
+    return found
 
 
 def _last_line(error: Exception) -> str:
