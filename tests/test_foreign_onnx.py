@@ -20,6 +20,7 @@ from pelagia.core.types import Category, Instances
 from pelagia.decode import DecodeOptions
 from pelagia.errors import CheckpointError, ModelError
 from pelagia.infer.foreign_onnx import foreign_card, foreign_outputs
+from pelagia.infer.openvino_runtime import OpenVinoRuntime
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
 from pelagia.infer.runtimes import OnnxRuntime
@@ -38,9 +39,12 @@ def picture() -> np.ndarray:
 @pytest.mark.parametrize("selected", [False, True])
 @pytest.mark.parametrize("task", ["detect", "obb", "segment"])
 @pytest.mark.parametrize("batch", [1, "batch"])
-def test_objects_are_those_of_the_graph(tmp_path: Path, task: str, selected: bool, batch: int | str) -> None:
+@pytest.mark.parametrize("kind", [OnnxRuntime, OpenVinoRuntime])
+def test_objects_are_those_of_the_graph(
+    tmp_path: Path, task: str, selected: bool, batch: int | str, kind: type[OnnxRuntime | OpenVinoRuntime]
+) -> None:
     path = write_foreign(tmp_path / "m.onnx", properties(task), selected=selected, batch=batch)
-    runtime = OnnxRuntime(path, threads=1)
+    runtime = kind(path, threads=1)
     assert runtime.card.categories == (Category(0, "red"), Category(1, "green"))
     found = predict_image(runtime, picture(), PredictOptions(score=0.5))
     assert isinstance(found, Instances)
