@@ -59,7 +59,6 @@ def write_foreign(
         "axis": np.array([1], dtype=np.int64),
         "flat": np.array([0, 0, -1], dtype=np.int64),
         "fixed_boxes": boxes[None].astype(np.float32),
-        "fixed_extra": extra[None].astype(np.float32),
         "fixed_prototypes": prototype.astype(np.float32),
         "map": np.array([0, 1, 1, 1], dtype=np.int64),
     }
@@ -71,19 +70,23 @@ def write_foreign(
         node("ReduceMin", ["scores"], ["least"], axes=[1, 2], keepdims=1),
         node("Sub", ["least", "least"], ["nil"]),
         node("Add", ["nil", "fixed_boxes"], ["boxes"]),
-        node("Add", ["nil", "fixed_extra"], ["extra"]),
     ]
+    beside = []
+    if len(extra):  # OpenVINO knows no tensors without elements
+        constants["fixed_extra"] = extra[None].astype(np.float32)
+        nodes.append(node("Add", ["nil", "fixed_extra"], ["extra"]))
+        beside = ["extra"]
     if selected:
         nodes += [
             node("ReduceMax", ["scores"], ["best"], axes=[1], keepdims=1),
             node("ArgMax", ["scores"], ["number"], axis=1, keepdims=1),
             node("Cast", ["number"], ["label"], to=TensorProto.FLOAT),
-            node("Concat", ["boxes", "best", "label", "extra"], ["columns"], axis=1),
+            node("Concat", ["boxes", "best", "label", *beside], ["columns"], axis=1),
             node("Transpose", ["columns"], ["output0"], perm=[0, 2, 1]),
         ]
         shape: list[int | str] = [batch, CELLS, 6 + len(extra)]
     else:
-        nodes.append(node("Concat", ["boxes", "scores", "extra"], ["output0"], axis=1))
+        nodes.append(node("Concat", ["boxes", "scores", *beside], ["output0"], axis=1))
         shape = [batch, 6 + len(extra), CELLS if side == 64 else "anchors"]
     outputs = [helper.make_tensor_value_info("output0", TensorProto.FLOAT, shape)]
     if task == "segment":
