@@ -1,11 +1,11 @@
 """Start-up times and sizes of the two sides.
 
-    python benchmarks/startup.py --model MODEL.onnx --image IMAGE [--python BASE_ENV/bin/python]
-                                  [--peer-python PEER_ENV/bin/python --peer-model PEER.onnx]
+    python benchmarks/startup.py --model MODEL.onnx --image IMAGE [--predictions DT.json --truth GT.json]
+                                  [--python BASE_ENV/bin/python] [--peer-python PEER_ENV/bin/python --peer-model PEER.onnx]
 
 Whole processes, wall seconds, median of `--rounds` after one that warms the disk: `import pelagia`, `pelagia --help`, the first
-prediction of an exported model, and the same of the peer with its own export. `--python` names the environment of Pelagia to
-measure, such as one with the base dependencies alone; its size and the peer's are printed.
+prediction of an exported model, scoring a file of predictions, and a prediction of the peer with its own export. `--python` names
+the environment of Pelagia to measure, such as one with the base dependencies alone; its size and the peer's are printed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="an .onnx that Pelagia exported")
     parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--predictions", type=Path)
+    parser.add_argument("--truth", type=Path)
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--peer-python")
     parser.add_argument("--peer-model", type=Path, help="the .onnx that the peer exported of the same architecture")
@@ -57,6 +59,9 @@ def main() -> None:
     print(f"pelagia --help          {seconds([*pelagia, '--help'], args.rounds):.3f} s")
     ours = seconds([*pelagia, "predict", model, image], args.rounds)
     print(f"pelagia predict .onnx   {ours:.3f} s")
+    if args.predictions and args.truth:
+        files = [str(path.resolve()) for path in (args.predictions, args.truth)]
+        print(f"pelagia evaluate        {seconds([*pelagia, 'evaluate', *files], args.rounds):.3f} s")
     if args.peer_python and args.peer_model:
         peer = seconds([args.peer_python, "-c", PEER, str(args.peer_model.resolve()), image], args.rounds)
         print(f"peer environment: {size_mb(args.peer_python):.0f} MB")

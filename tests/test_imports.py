@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from pelagia.core.image import write
+from tiny_onnx import write_tiny
 
 SOURCE = Path(__file__).parents[1] / "src" / "pelagia"
 MODULES = sorted(SOURCE.rglob("*.py"))
@@ -169,8 +174,35 @@ def test_the_overview_and_prediction_load_little() -> None:
     for heavy in ("numpy", "torch", "cv2", "onnxruntime", "scipy", "matplotlib"):
         assert f"'{heavy}'" not in loaded
     loaded = run("import sys, pelagia.cli.predict; print(sorted({n.split('.')[0] for n in sys.modules}))")
-    for heavy in ("torch", "scipy", "matplotlib", "skimage", "pandas"):
+    for heavy in ("torch", "numba", "scipy", "matplotlib", "skimage", "pandas"):
         assert f"'{heavy}'" not in loaded
+
+
+def test_the_first_prediction_and_a_score_load_what_they_need(tmp_path: Path) -> None:
+    model, image = write_tiny(tmp_path / "m.onnx"), tmp_path / "image.png"
+    write(image, np.zeros((64, 64, 3), dtype=np.uint8))
+    truth = {
+        "images": [{"id": 1, "width": 64, "height": 64, "file_name": "image.png"}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]))
+    command = (
+        "import sys\nfrom pelagia.cli.main import main\ntry:\n    main({!r})\nexcept SystemExit as stop:\n    print(stop.code)\n"
+    )
+    told = "print(sorted({n.split('.')[0] for n in sys.modules}))"
+    predicted = run(command.format(["predict", str(model), str(image), "--out", str(tmp_path / "out"), "--threads", "1"]) + told)
+    scored = run(command.format(["evaluate", str(tmp_path / "found.json"), str(tmp_path / "truth.json")]) + told)
+    for output, absent, present in (
+        (predicted, ("torch", "numba", "scipy", "matplotlib", "skimage", "pyarrow"), "onnxruntime"),
+        (scored, ("torch", "onnxruntime", "matplotlib", "skimage", "pyarrow"), "numba"),
+    ):
+        code, loaded = output.strip().splitlines()[-2:]
+        assert code == "0"
+        assert f"'{present}'" in loaded
+        for heavy in absent:
+            assert f"'{heavy}'" not in loaded, heavy
 
 
 def test_public_names_resolve() -> None:

@@ -82,6 +82,27 @@ def test_iou_of_special_pairs(a: list[float], b: list[float], expected: float | 
         assert O.iou(x, y)[0, 0] == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("offset", [0.0, 20_000.0])
+def test_many_pairs_equal_few(offset: float) -> None:
+    rng = np.random.default_rng(4)
+    count = O.MANY_PAIRS
+    a, b = _random(rng, count, offset=offset), _random(rng, count, offset=offset)
+    same = rng.random(count) < 0.3
+    b[same] = a[same]
+    b[:, :2] += rng.choice([0, 1e-12, 1e-3], (count, 2))
+    b[:, 4] += rng.choice([0, 1e-12, math.pi / 2], count)
+    a[rng.random(count) < 0.05, 3] = 0.0  # lines
+    a[rng.random(count) < 0.05, 4] = 0.0
+    b[rng.random(count) < 0.05, 4] = 0.0
+    many = O.iou_aligned(a, b)
+    few = np.concatenate([O.iou_aligned(a[k : k + 999], b[k : k + 999]) for k in range(0, count, 999)])
+    assert (many > 0).mean() > 0.2
+    np.testing.assert_allclose(many, few, rtol=0, atol=1e-12)
+    solid = a[:, 3] > 0
+    np.testing.assert_allclose(many[solid], _shapely_iou(a[solid], b[solid]), rtol=0, atol=1e-9)
+    assert (many[~solid] == 0).all()
+
+
 def test_iou_matrix_holds_every_pair() -> None:
     rng = np.random.default_rng(2)
     a, b = _random(rng, 40, 300), _random(rng, 30, 300)

@@ -5,6 +5,7 @@ Each is a definition in plain Python. `compiled` is the one way in which loops a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -12,9 +13,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from pelagia.core.types import Int
+from pelagia.core.types import Float, Int
 
-__all__ = ["compiled", "decode_runs"]
+__all__ = ["compiled", "decode_runs", "oriented_intersections"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -69,3 +70,39 @@ def decode_runs(text: NDArray[np.uint8], lengths: Int, pixels: Int, counts: NDAr
             return -5, n
         sizes[n] = count - first
     return count, 0
+
+
+@compiled
+def oriented_intersections(a: Float, b: Float) -> Float:
+    """Common area of pairs of oriented boxes, [N, 5] and [N, 5] -> [N]: `core.oriented` with one pair after another.
+
+    In the frame of b, Green's theorem: each edge of a adds the integral of clamp(x, -c, c) dy over its part with |y| <= d.
+    """
+    found = np.empty(len(a))
+    xs, ys = np.empty(5), np.empty(5)
+    for n in range(len(a)):
+        cos, sin = math.cos(b[n, 4]), math.sin(b[n, 4])
+        dx, dy = a[n, 0] - b[n, 0], a[n, 1] - b[n, 1]
+        x, y = dx * cos + dy * sin, dy * cos - dx * sin
+        cos, sin = math.cos(a[n, 4] - b[n, 4]), math.sin(a[n, 4] - b[n, 4])
+        ux, uy, vx, vy = cos * a[n, 2] / 2, sin * a[n, 2] / 2, -sin * a[n, 3] / 2, cos * a[n, 3] / 2
+        c, d = b[n, 2] / 2, b[n, 3] / 2
+        xs[0], xs[1], xs[2], xs[3], xs[4] = x - ux - vx, x + ux - vx, x + ux + vx, x - ux + vx, x - ux - vx
+        ys[0], ys[1], ys[2], ys[3], ys[4] = y - uy - vy, y + uy - vy, y + uy + vy, y - uy + vy, y - uy - vy
+        total = 0.0
+        for k in range(4):
+            low, high = min(max(ys[k], -d), d), min(max(ys[k + 1], -d), d)
+            if low == high:
+                continue
+            rise, run = ys[k + 1] - ys[k], xs[k + 1] - xs[k]
+            start, end = xs[k] + run * ((low - ys[k]) / rise), xs[k] + run * ((high - ys[k]) / rise)
+            left, right = min(start, end), max(start, end)
+            inner_left, inner_right = min(max(left, -c), c), min(max(right, -c), c)
+            mean = inner_left
+            if right > left:
+                below, above = max(min(right, -c) - left, 0.0), max(right - max(left, c), 0.0)
+                mean = ((inner_right - inner_left) * (inner_left + inner_right) / 2 + c * (above - below)) / (right - left)
+            total += mean * (high - low)
+        area_a, area_b = a[n, 2] * a[n, 3], b[n, 2] * b[n, 3]
+        found[n] = min(total, area_a, area_b) if total > 4e-15 * area_b else 0.0
+    return found

@@ -17,10 +17,12 @@ import cv2
 import numpy as np
 from array_api_compat import array_namespace
 
+from pelagia.core.lazy import resolve
 from pelagia.core.types import Float
 from pelagia.errors import LabelError, OptionError
 
 __all__ = [
+    "MANY_PAIRS",
     "OrientedConvention",
     "bounds",
     "canonical",
@@ -43,6 +45,9 @@ ArrayT = TypeVar("ArrayT")  # a numpy array or a torch tensor
 OrientedConvention = Literal["canonical", "le90", "opencv", "rad-cw", "rad-ccw", "deg-cw", "deg-ccw"]
 
 _PAIRS_AT_ONCE = 1 << 16  # bounds the memory of exact IoU, and keeps its temporaries near the cache
+
+#: From so many pairs on they are clipped by a compiled loop, whose import would cost a few more than it saves.
+MANY_PAIRS = 1 << 13
 
 
 def to_corners(oriented: Float) -> Float:
@@ -177,9 +182,14 @@ def iou_aligned(a: Float, b: Float) -> Float:
     first, second = np.asarray(a, dtype=np.float64).reshape(-1, 5), np.asarray(b, dtype=np.float64).reshape(-1, 5)
     first, second = np.broadcast_arrays(first, second)
     result = np.empty(len(first))
+    many = len(first) >= MANY_PAIRS
+    kernel = resolve("pelagia.core.kernels", purpose="compare oriented boxes").oriented_intersections if many else None
     for start in range(0, len(first), _PAIRS_AT_ONCE):
         part = slice(start, start + _PAIRS_AT_ONCE)
-        common = _intersection(first[part].T, second[part].T)
+        if kernel is None:
+            common = _intersection(first[part].T, second[part].T)
+        else:
+            common = kernel(np.ascontiguousarray(first[part]), np.ascontiguousarray(second[part]))
         union = first[part, 2] * first[part, 3] + second[part, 2] * second[part, 3] - common
         result[part] = np.minimum(common / np.where(union > 0, union, 1.0), 1.0)
     return result

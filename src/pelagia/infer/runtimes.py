@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
+from pelagia.core.lazy import resolve
 from pelagia.errors import CheckpointError, ModelError, OptionError
 from pelagia.infer.foreign_onnx import foreign_card, foreign_outputs
 
@@ -55,20 +56,17 @@ CARD_KEY = "pelagia"
 LANES_MOST = 8
 
 #: ONNX Runtime raises these, all direct children of Exception, for files and inputs that it cannot use.
-_ERRORS = tuple(
-    getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
-    for name in (
-        "EPFail",
-        "EngineError",
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoModel",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
+_ERROR_NAMES = (
+    "EPFail",
+    "EngineError",
+    "Fail",
+    "InvalidArgument",
+    "InvalidGraph",
+    "InvalidProtobuf",
+    "NoModel",
+    "NoSuchFile",
+    "NotImplemented",
+    "RuntimeException",
 )
 
 
@@ -196,7 +194,7 @@ class OnnxRuntime:
     @property
     def name(self) -> str:
         """See `runtime_name`."""
-        return f"onnxruntime {onnxruntime.__version__} ({'cpu' if self._on_cpu else 'cuda'}, float32)"
+        return f"onnxruntime {_onnxruntime().__version__} ({'cpu' if self._on_cpu else 'cuda'}, float32)"
 
     def lanes(self) -> tuple[Runtime, ...]:
         """See `lanes`; none on a GPU. The sessions that they need are opened by the first call."""
@@ -233,12 +231,12 @@ class OnnxRuntime:
         return foreign_outputs(found, self._card) if self._foreign else found
 
     def _open(self, threads: int) -> Any:
-        options = onnxruntime.SessionOptions()
+        options = _onnxruntime().SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # errors come back as exceptions; printed too, they would frighten twice
         try:
-            return onnxruntime.InferenceSession(self._path, options, providers=self._providers)
-        except _ERRORS as error:
+            return _onnxruntime().InferenceSession(self._path, options, providers=self._providers)
+        except _errors() as error:
             raise CheckpointError(f"ONNX Runtime cannot read this file: {_first_line(error)}", where=self._path) from error
 
     def _run(self, session: Any, images: NDArray[np.float32], batch: int) -> list[NDArray[Any]]:
@@ -247,7 +245,7 @@ class OnnxRuntime:
             images = np.concatenate([images, np.zeros((batch - count, *images.shape[1:]), dtype=np.float32)])
         try:
             outputs: list[NDArray[Any]] = session.run(self._outputs, {self._input: images})
-        except _ERRORS as error:
+        except _errors() as error:
             raise ModelError(f"ONNX Runtime failed: {_first_line(error)}", where=self._path) from error
         return [output[:count] for output in outputs]
 
@@ -285,7 +283,7 @@ class _OnnxLane:
 def _providers(device: str) -> list[str]:
     """Execution providers of ONNX Runtime, the first that can run an operator runs it."""
     names = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-    available = onnxruntime.get_available_providers()
+    available = _onnxruntime().get_available_providers()
     if device == "auto":
         return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
     if device not in names:
@@ -293,6 +291,16 @@ def _providers(device: str) -> list[str]:
     if names[device] not in available:
         raise OptionError(f"this ONNX Runtime has no device {device!r}; --device cpu always works")
     return [names[device], names["cpu"]][: 1 if device == "cpu" else 2]
+
+
+def _onnxruntime() -> ModuleType:
+    """Imported with the first file: scoring predictions, or a checkpoint, does not need it."""
+    return resolve("onnxruntime", purpose="run an .onnx file")
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    state = _onnxruntime().capi.onnxruntime_pybind11_state
+    return tuple(getattr(state, name) for name in _ERROR_NAMES)
 
 
 def _first_line(error: Exception) -> str:

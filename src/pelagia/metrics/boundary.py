@@ -32,8 +32,8 @@ from typing import Any, TypeAlias
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
+from pelagia.core.lazy import resolve
 from pelagia.core.types import Int, Mask
 from pelagia.errors import OptionError
 
@@ -204,7 +204,8 @@ def _near(points: Int, targets: Int, theta: float) -> int:
     if len(points) == 0 or len(targets) == 0:
         return 0
     # Squared distances are whole numbers: a bound half-way to the next one is safe from rounding.
-    distance, _ = cKDTree(targets).query(points, distance_upper_bound=math.sqrt(_limit(theta) + 0.5))
+    tree = resolve("scipy.spatial", purpose="measure distances of boundaries").cKDTree(targets)
+    distance, _ = tree.query(points, distance_upper_bound=math.sqrt(_limit(theta) + 0.5))
     return int(np.isfinite(distance).sum())
 
 
