@@ -46,6 +46,7 @@ class ModelCard:
         stride: input sides are multiples of it.
         margin: pixels along each border of the input that are context only and get no answer; an image is fitted inside and
             mirrored outwards (the overlap-tile strategy of the U-Net paper).
+        masks_padding: the model is told which part of the input is image (`valid`), which then lies in the upper left corner.
         options: the model's own options, as JSON values.
         normalisation: intensities -> network input.
         thresholds: per class name, the score from which an object counts (best F1 on validation); empty if not chosen.
@@ -63,6 +64,7 @@ class ModelCard:
     input_size: tuple[int, int]
     stride: int = 32
     margin: int = 0
+    masks_padding: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     normalisation: Normalisation = field(default_factory=Normalisation)
     thresholds: dict[str, float] = field(default_factory=dict)

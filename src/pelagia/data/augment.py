@@ -16,6 +16,7 @@ import numpy as np
 
 from pelagia.core.frame import Frame
 from pelagia.core.image import letterbox, to_rgb, warp
+from pelagia.core.padding import covered, to_corner
 from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, SemanticMap, Task
 from pelagia.data import colour
 from pelagia.data.colour import Image
@@ -34,6 +35,7 @@ __all__ = [
     "Source",
     "Transform",
     "augment",
+    "corner_sample",
     "evaluation_sample",
     "random_affine",
     "read_sample",
@@ -181,12 +183,14 @@ def augment(
     whole = (0, 0, *job.canvas)
     sample = _compose(job, index, whole)
     if rng.random() < options.copy_paste:
-        sample = paste_objects(sample, _other(job, whole, mosaic=False), rng, options.keep, dataset.categories)
+        sample = replace(
+            paste_objects(sample, _other(job, whole, mosaic=False), rng, options.keep, dataset.categories), shown=None
+        )
     if rng.random() < options.mixup:
-        sample = mix(sample, _other(job, whole), rng)
+        sample = replace(mix(sample, _other(job, whole), rng), shown=None)
     if rng.random() < options.cutmix:
         window = _random_window(rng, job.canvas)
-        sample = cut_in(sample, _other(job, window), window, options.keep, dataset.categories)
+        sample = replace(cut_in(sample, _other(job, window), window, options.keep, dataset.categories), shown=None)
     image = to_rgb(_intensities(sample.image, rng, options))
     truth = join_stuff(sample.truth, dataset.categories) if dataset.task == "panoptic" else sample.truth
     return replace(sample, image=image, truth=truth, name=dataset.names[index], index=index)
@@ -243,7 +247,8 @@ def _fitted(sample: Sample, dataset: Source, input_size: tuple[int, int], margin
         labels = sample.semantic.labels
         moved: Any = warp(labels, frame.inverse, canvas, fill=IGNORE_INDEX, interpolation="nearest")
         semantic = SemanticMap(moved)
-    return replace(sample, image=boxed, truth=truth, semantic=semantic), frame
+    shown = None if margin else covered(frame.inverse, size, canvas)
+    return replace(sample, image=boxed, truth=truth, semantic=semantic, shown=shown), frame
 
 
 def _compose(job: _Job, index: int, window: Window, *, mosaic: bool = True) -> Sample:
@@ -276,7 +281,27 @@ def _compose(job: _Job, index: int, window: Window, *, mosaic: bool = True) -> S
             paint(labels, drawn, matrix, IGNORE_INDEX, window, field=bend, interpolation="nearest")
         truths.append(follow(source.truth, matrix, _size(source), window, options.keep, job.dataset.categories, bend))
     semantic = None if labels is None else SemanticMap(labels[..., 0])
-    return Sample(result, join(truths), job.dataset.names[index], index, semantic)
+    alone = len(sources) == 1 and bend is None and window == (0, 0, *canvas)
+    shown = covered(chain(affine, placements[0]), _size(sources[0]), canvas) if alone else None
+    return Sample(result, join(truths), job.dataset.names[index], index, semantic, shown)
+
+
+def corner_sample(sample: Sample, categories: Sequence[Category]) -> Sample:
+    """The sample with what it shows in the upper left corner of its canvas, and truth moved along, for models that look away from
+    padding; as it is where all of it counts."""
+    if sample.shown is None:
+        return sample
+    x1, y1, x2, y2 = sample.shown
+    width, height = _size(sample)
+    shift = np.array([[1.0, 0.0, -x1], [0.0, 1.0, -y1]])
+    # Truth may reach into the last pixels that are covered in part; nothing of it is cut.
+    truth = follow(sample.truth, shift, (width, height), (0, 0, width, height), Keep(0.0, 0.0), categories)
+    semantic = sample.semantic
+    if semantic is not None:
+        labels: Any = to_corner(semantic.labels, sample.shown, IGNORE_INDEX)
+        semantic = SemanticMap(labels)
+    image = to_corner(sample.image, sample.shown, FILL)
+    return replace(sample, image=image, truth=truth, semantic=semantic, shown=(0, 0, x2 - x1, y2 - y1))
 
 
 def _size(sample: Sample) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from pelagia.core.padding import Window
 from pelagia.core.types import Instances, SemanticMap
 
 __all__ = ["Sample"]
@@ -22,6 +23,7 @@ class Sample:
         name: the image's name within its data set, relative, with forward slashes.
         index: position in the data set it came from.
         semantic: the label of every pixel (255 = ignore), for the task `semantic`.
+        shown: x1, y1, x2, y2, the pixels of a canvas that show the image, the others being padding; None where all count.
     """
 
     image: NDArray[Any]
@@ -29,3 +31,4 @@ class Sample:
     name: str
     index: int
     semantic: SemanticMap | None = None
+    shown: Window | None = None

@@ -12,7 +12,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -27,7 +27,7 @@ from pelagia.core.files import atomic_path
 from pelagia.core.image import letterbox, normalise
 from pelagia.data.synthetic import draw_image
 from pelagia.errors import ExportError
-from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime, Runtime
+from pelagia.infer.runtimes import CARD_KEY, VALID, OnnxRuntime, PaddedRuntime, Runtime
 from pelagia.models.model import Model
 from pelagia.models.receptive_field import receptive_field
 from pelagia.nn.layers import fuse
@@ -77,9 +77,9 @@ class _Raw(nn.Module):
         super().__init__()
         self.model, self.names = model, names
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Raw outputs of images [B, 3, H, W]."""
-        outputs = self.model(images)
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Raw outputs of images [B, 3, H, W], of which `valid` [B, 2] is image."""
+        outputs = self.model(images, valid)
         return tuple(outputs[name] for name in self.names)
 
 
@@ -95,17 +95,18 @@ def export_onnx(model: Model, path: str | Path, *, tolerance: float = TOLERANCE)
         plain.card = replace(plain.card, manifest={**plain.card.manifest, "receptive_field": receptive_field(plain)})
     height, width = plain.card.input_size
     images = torch.rand((2, 3, height, width), generator=torch.Generator().manual_seed(0))
+    inputs = (images, torch.tensor([[height, width], [height - 1, width // 2]])) if plain.card.masks_padding else (images,)
     with torch.inference_mode():
-        names = list(plain(images))
-    graph = _trace(_Raw(plain, names).eval(), images, names)
+        names = [name for name in plain(*inputs) if name != VALID]  # an input does not come back
+    graph = _trace(_Raw(plain, names).eval(), inputs, names)
     onnx.helper.set_model_props(graph, {CARD_KEY: plain.card.to_json(), "license": plain.card.licence})
     with atomic_path(path) as temporary:
         onnx.save(graph, str(temporary))
         runtime = OnnxRuntime(temporary, device="cpu")
         outputs = check_agreement(model, runtime, tolerance, path)
         size = temporary.stat().st_size
-    shape = ["batch", "3", str(height), str(width)]
-    return ExportReport(Path(path), OPSET, size, {"images": shape}, outputs, tolerance, time.perf_counter() - start)
+    shapes = {"images": ["batch", "3", str(height), str(width)], **({VALID: ["batch", "2"]} if len(inputs) == 2 else {})}
+    return ExportReport(Path(path), OPSET, size, shapes, outputs, tolerance, time.perf_counter() - start)
 
 
 def check_agreement(model: Model, runtime: Runtime, tolerance: float, where: str | Path) -> dict[str, Difference]:
@@ -136,9 +137,12 @@ def compare_runtime(model: Model, runtime: Runtime) -> dict[str, Difference]:
     found: dict[str, Difference] = {}
     for batch in _BATCHES:
         images = _inputs(runtime.card, batch)
+        valid = _valid(runtime.card, batch)
         with torch.inference_mode():
-            expected = {name: value.numpy() for name, value in reference(torch.from_numpy(images)).items()}
-        got = runtime.run(images)
+            told = None if valid is None else torch.from_numpy(valid)
+            raw = reference(torch.from_numpy(images), told)
+        expected = {name: value.numpy() for name, value in raw.items() if name != VALID}
+        got = runtime.run(images) if valid is None else cast(PaddedRuntime, runtime).run(images, valid)
         if {name: value.shape for name, value in got.items()} != {name: value.shape for name, value in expected.items()}:
             raise ExportError(
                 f"the exported graph gives {_shapes(got)}, the model {_shapes(expected)} for a batch of {batch}",
@@ -196,17 +200,25 @@ def _inputs(card: ModelCard, batch: int) -> NDArray[np.float32]:
     return np.stack([normalise(image, card.normalisation) for image in (drawn, *noise)])
 
 
-def _trace(module: nn.Module, images: Tensor, names: list[str]) -> onnx.ModelProto:
+def _valid(card: ModelCard, batch: int) -> NDArray[np.int64] | None:
+    """[batch, 2], all of the first image and less and less of the others, for models that look away from padding."""
+    if not card.masks_padding:
+        return None
+    return np.array([[side * 4 // (4 + place) for side in card.input_size] for place in range(batch)])
+
+
+def _trace(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str]) -> onnx.ModelProto:
+    known, batch = ["images", VALID][: len(inputs)], torch.export.Dim("batch")
     with warnings.catch_warnings():
         # The exporter warns of its own internals, which nobody who exports can act on; what matters is compared afterwards.
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
                 module,
-                (images,),
-                input_names=["images"],
+                inputs,
+                input_names=known,
                 output_names=names,
-                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                dynamic_shapes={name: {0: batch} for name in known},
                 opset_version=OPSET,
                 dynamo=True,
                 custom_translation_table={OPERATOR: _suppress},

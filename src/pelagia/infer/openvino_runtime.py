@@ -18,7 +18,7 @@ from pelagia.core.card import ModelCard
 from pelagia.core.lazy import resolve
 from pelagia.errors import CheckpointError, ModelError, OptionError
 from pelagia.infer.foreign_onnx import foreign_card, foreign_outputs
-from pelagia.infer.runtimes import CARD_KEY, Precision, Runtime, check_images, cpu_count, lane_count
+from pelagia.infer.runtimes import CARD_KEY, VALID, Precision, Runtime, check_images, check_valid, cpu_count, lane_count
 
 __all__ = ["OpenVinoRuntime"]
 
@@ -99,10 +99,11 @@ class OpenVinoRuntime:
             self._streams = self._alone if count == 1 else self._compile(count)
         return [self._streams.create_infer_request() for _ in range(count)]
 
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
         """Raw outputs for images [B, 3, H, W]: one image by all cores, several one on each stream.
 
-        A file exported for a fixed batch is run in pieces of it.
+        A file exported for a fixed batch is run in pieces of it. `valid` [B, 2], by default all of the images, is for graphs that
+        have this input; others look at all.
 
         Raises:
             ModelError: the images do not have the size of the card, or OpenVINO fails on them.
@@ -111,12 +112,15 @@ class OpenVinoRuntime:
         with self._lock:
             if len(images) > 1 and not several:
                 several += self._new_requests()
-            return self.run_requests(several if len(images) > 1 else one, images)
+            return self.run_requests(several if len(images) > 1 else one, images, valid)
 
-    def run_requests(self, requests: Sequence[Any], images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    def run_requests(
+        self, requests: Sequence[Any], images: NDArray[np.float32], valid: NDArray[np.int64] | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Raw outputs by these inference requests, each given the next piece as soon as it is free."""
         images = check_images(images, self._card, self._path)
         step = self._batch or 1
+        sizes = check_valid(valid, images, len(images) + step)
         parts: dict[int, list[NDArray[Any]]] = {}
         free: SimpleQueue[tuple[Any, int]] = SimpleQueue()
         for request in requests:
@@ -129,7 +133,8 @@ class OpenVinoRuntime:
                 piece = images[start : start + step]
                 if len(piece) < step:
                     piece = np.concatenate([piece, np.zeros((step - len(piece), *images.shape[1:]), dtype=np.float32)])
-                request.start_async({0: piece}, share_inputs=True)
+                given = {0: piece, **({1: sizes[start : start + step]} if self._padded else {})}
+                request.start_async(given, share_inputs=True)
                 free.put((request, start))
             while not free.empty():
                 request, before = free.get()
@@ -161,7 +166,8 @@ class OpenVinoRuntime:
 
     def _check_input(self) -> int:
         """The batch size of the input, 0 for any."""
-        inputs = self._model.inputs
+        inputs = [item for item in self._model.inputs if VALID not in item.names]
+        self._padded = len(inputs) < len(self._model.inputs)
         wanted = (3, *self._card.input_size)
         sides = list(inputs[0].partial_shape) if len(inputs) == 1 and inputs[0].partial_shape.rank.is_static else []
         fits = len(sides) == 4 and all(
@@ -186,8 +192,8 @@ class _Lane:
     def card(self) -> ModelCard:
         return self._owner.card
 
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        return self._owner.run_requests([self._request], images)
+    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+        return self._owner.run_requests([self._request], images, valid)
 
 
 def _metadata(model: Any) -> dict[str, str]:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,15 @@ __all__ = [
     "LANES_MOST",
     "PRECISIONS",
     "RUNTIMES",
+    "VALID",
     "OnnxRuntime",
+    "PaddedRuntime",
     "Precision",
     "Runtime",
     "RuntimeKind",
     "Shared",
     "check_images",
+    "check_valid",
     "cpu_count",
     "lane_count",
     "lanes",
@@ -48,6 +51,9 @@ RUNTIMES: tuple[RuntimeKind, ...] = get_args(RuntimeKind)
 #: What multiplications are done in; bfloat16 keeps 8 bits of a number and is fast where the processor has instructions for it.
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+#: Name of the input that tells which part of the images is no padding.
+VALID = "valid"
 
 #: Key of the card among an ONNX file's metadata properties.
 CARD_KEY = "pelagia"
@@ -80,6 +86,14 @@ class Runtime(Protocol):
 
     def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Raw outputs by name for normalised images [B, 3, H, W], H and W as in the card; the first axis of each is B."""
+        ...
+
+
+class PaddedRuntime(Protocol):
+    """A runtime of a model whose card says `masks_padding`, and each of its lanes."""
+
+    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+        """As `Runtime.run`; `valid` [B, 2] are heights and widths without padding at the right and the bottom, by default all."""
         ...
 
 
@@ -130,11 +144,11 @@ class Shared:
         """What the network is."""
         return self._card
 
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """As `Runtime.run`, on the next free lane."""
+    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+        """As `Runtime.run` or, with `valid`, `PaddedRuntime.run`, on the next free lane."""
         lane = self._free.get()
         try:
-            return lane.run(images)
+            return lane.run(images) if valid is None else cast(PaddedRuntime, lane).run(images, valid)
         finally:
             self._free.put(lane)
 
@@ -149,6 +163,12 @@ def check_images(images: NDArray[np.float32], card: ModelCard, where: str) -> ND
     if images.ndim != 4 or len(images) == 0 or images.shape[1:] != expected:
         raise ModelError(f"images have shape {list(images.shape)}, expected [B, {str(list(expected))[1:]}", where=where)
     return np.ascontiguousarray(images, dtype=np.float32)
+
+
+def check_valid(valid: NDArray[np.int64] | None, images: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """[count, 2] sizes of what is image, all of it where nothing is said; the last one again for images that fill up a batch."""
+    sizes = np.tile(np.array(images.shape[2:]), (len(images), 1)) if valid is None else valid
+    return np.concatenate([sizes, sizes[-1:].repeat(count - len(sizes), 0)]).astype(np.int64)
 
 
 class OnnxRuntime:
@@ -206,27 +226,32 @@ class OnnxRuntime:
             self._lanes = tuple(_OnnxLane(self, session) for session in sessions)
         return self._lanes
 
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
         """Raw outputs for images [B, 3, H, W]; one image by all cores, several one on each core.
 
-        A file exported for a fixed batch is run in pieces of it.
+        A file exported for a fixed batch is run in pieces of it. `valid` [B, 2], by default all of the images, is for graphs that
+        have this input; others look at all.
 
         Raises:
             ModelError: the images do not have the size of the card, or ONNX Runtime fails on them.
         """
         if len(images) <= 1 or self._batch or not self._on_cpu or self._threads == 1:
-            return self.run_session(self._session, images)
+            return self.run_session(self._session, images, valid)
         images = check_images(images, self._card, self._path)
         shared = Shared(self)
         with ThreadPoolExecutor(shared.count) as pool:
-            parts = list(pool.map(shared.run, np.split(images, len(images))))
+            told = [None] * len(images) if valid is None else np.split(valid, len(images))
+            parts = list(pool.map(shared.run, np.split(images, len(images)), told))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def run_session(self, session: Any, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    def run_session(
+        self, session: Any, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Raw outputs by one session: image by image on a CPU, all at once on a GPU."""
         images = check_images(images, self._card, self._path)
         step = self._batch or (1 if self._on_cpu else len(images))
-        parts = [self._run(session, images[start : start + step], step) for start in range(0, len(images), step)]
+        sizes = check_valid(valid, images, len(images))
+        parts = [self._run(session, images[at : at + step], sizes[at : at + step], step) for at in range(0, len(images), step)]
         found = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(self._outputs)}
         return foreign_outputs(found, self._card) if self._foreign else found
 
@@ -239,19 +264,21 @@ class OnnxRuntime:
         except _errors() as error:
             raise CheckpointError(f"ONNX Runtime cannot read this file: {_first_line(error)}", where=self._path) from error
 
-    def _run(self, session: Any, images: NDArray[np.float32], batch: int) -> list[NDArray[Any]]:
+    def _run(self, session: Any, images: NDArray[np.float32], valid: NDArray[np.int64], batch: int) -> list[NDArray[Any]]:
         count = len(images)
         if self._batch and count < batch:
             images = np.concatenate([images, np.zeros((batch - count, *images.shape[1:]), dtype=np.float32)])
+        given = {self._input: images, **({VALID: check_valid(valid, images, len(images))} if self._padded else {})}
         try:
-            outputs: list[NDArray[Any]] = session.run(self._outputs, {self._input: images})
+            outputs: list[NDArray[Any]] = session.run(self._outputs, given)
         except _errors() as error:
             raise ModelError(f"ONNX Runtime failed: {_first_line(error)}", where=self._path) from error
         return [output[:count] for output in outputs]
 
     def _check_input(self) -> tuple[str, int]:
         """The input's name and its batch size, 0 for any."""
-        inputs = self._session.get_inputs()
+        inputs = [item for item in self._session.get_inputs() if item.name != VALID]
+        self._padded = len(inputs) < len(self._session.get_inputs())
         shape = inputs[0].shape if len(inputs) == 1 else []
         fits = len(shape) == 4 and all(
             not isinstance(side, int) or side == wanted
@@ -276,8 +303,8 @@ class _OnnxLane:
     def card(self) -> ModelCard:
         return self._owner.card
 
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        return self._owner.run_session(self._session, images)
+    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+        return self._owner.run_session(self._session, images, valid)
 
 
 def _providers(device: str) -> list[str]:

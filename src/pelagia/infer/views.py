@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,15 @@ from pelagia.core.ahead import ahead
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.image import normalise
+from pelagia.core.padding import covered, to_corner
 from pelagia.core.scan import Scan
 from pelagia.core.types import Instances, Prediction
 from pelagia.core.warp import warp
+from pelagia.data.augment import FILL
 from pelagia.decode import DecodeOptions, decode
 from pelagia.errors import ModelError
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.runtimes import Runtime
+from pelagia.infer.runtimes import PaddedRuntime, Runtime
 from pelagia.infer.tiles import Tile, lay_tiles
 
 __all__ = [
@@ -135,8 +137,26 @@ def _surroundings(scan: Scan, tile: Tile, around: int) -> NDArray[Any]:
 
 def answer(runtime: Runtime, images: Sequence[NDArray[Any]], frames: Sequence[Frame], options: DecodeOptions) -> list[Prediction]:
     card = runtime.card
+    if card.masks_padding:
+        return _answer_padded(cast(PaddedRuntime, runtime), card, images, frames, options)
     batch = np.stack([normalise(image, card.normalisation) for image in images])
     return decode(runtime.run(batch), frames, card, options)
+
+
+def _answer_padded(
+    runtime: PaddedRuntime, card: ModelCard, images: Sequence[NDArray[Any]], frames: Sequence[Frame], options: DecodeOptions
+) -> list[Prediction]:
+    """As `answer`, the images moved to the upper left corner of the input and their sizes told."""
+    moved, places, valid = [], [], []
+    for image, frame in zip(images, frames, strict=True):
+        canvas = (image.shape[1], image.shape[0])
+        x1, y1, x2, y2 = window = covered(frame.inverse, (frame.width, frame.height), canvas) or (0, 0, *canvas)
+        moved.append(normalise(to_corner(image, window, FILL), card.normalisation))
+        back = frame.matrix + np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]) * (frame.matrix[:, :2] @ [x1, y1])[:, None]
+        places.append(Frame(back, frame.width, frame.height))
+        valid.append((y2 - y1, x2 - x1))
+    outputs = runtime.run(np.stack(moved), np.array(valid))
+    return decode({**outputs, "valid": np.array(valid)}, places, card, options)
 
 
 def objects_of(found: Prediction, card: ModelCard) -> Instances:

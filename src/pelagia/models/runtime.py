@@ -56,8 +56,8 @@ class TorchRuntime:
         count = lane_count(threads)
         return (_Lane(self, threads // count),) * count
 
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """Raw outputs by name for normalised images [B, 3, H, W]."""
+    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+        """Raw outputs by name for normalised images [B, 3, H, W]; `valid` [B, 2] as in `Model.forward`."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ModelError(f"images must have shape [B, 3, H, W], got {list(images.shape)}", where=self.card.name)
         batch = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
@@ -66,7 +66,7 @@ class TorchRuntime:
             stack.enter_context(torch.inference_mode())
             if self.precision == "bfloat16":
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
-            outputs = self.model(batch)
+            outputs = self.model(batch, None if valid is None else torch.from_numpy(valid).to(self.device))
         return {name: value.float().cpu().numpy() for name, value in outputs.items()}
 
 
@@ -80,11 +80,11 @@ class _Lane:
     def card(self) -> ModelCard:
         return self._owner.card
 
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
         # The number holds for the thread that sets it, and for threads that begin later: those are left as they were.
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
-            return self._owner.run(images)
+            return self._owner.run(images, valid)
         finally:
             torch.set_num_threads(before)

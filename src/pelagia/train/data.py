@@ -24,7 +24,15 @@ from pelagia.core import masks as core_masks
 from pelagia.core.ahead import ahead
 from pelagia.core.card import Normalisation
 from pelagia.core.types import Int, MaskCrop
-from pelagia.data.augment import AugmentOptions, Transform, augment, evaluation_sample, read_sample, transformed_sample
+from pelagia.data.augment import (
+    AugmentOptions,
+    Transform,
+    augment,
+    corner_sample,
+    evaluation_sample,
+    read_sample,
+    transformed_sample,
+)
 from pelagia.data.dataset import Dataset
 from pelagia.data.sample import Sample
 from pelagia.errors import DataError, ImageError, PelagiaError
@@ -146,6 +154,7 @@ class Maker:
         plain_from: first epoch without mosaic, mixup, cutmix and copy-paste.
         transform: takes the place of `augment` where given.
         varied: False for letterboxed images without any augmentation.
+        masks_padding: lay what shows an image into the upper left corner and say how large it is, as the model's card asks.
     """
 
     dataset: Dataset
@@ -155,6 +164,7 @@ class Maker:
     plain_from: int
     transform: Transform | None = None
     varied: bool = True
+    masks_padding: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -167,6 +177,10 @@ class Maker:
         return self.dataset.task in ("instance", "panoptic") or self.augment.copy_paste > 0
 
     def __call__(self, slot: Slot) -> Sample:
+        sample = self._sample(slot)
+        return corner_sample(sample, self.dataset.categories) if self.masks_padding else replace(sample, shown=None)
+
+    def _sample(self, slot: Slot) -> Sample:
         rng = np.random.default_rng([_SAMPLE, self.seed, slot.epoch, slot.position])
         if self.transform is not None:
             index = self._readable(slot.index)
@@ -210,12 +224,14 @@ class Batch:
         targets: their truth in pixels of the samples.
         names: of the images, the first of a mosaic.
         skipped: (name, reason) of images that turned out unreadable while it was made.
+        valid: [B, 2] int64, heights and widths of what shows an image, from the upper left corner on; None where all does.
     """
 
     images: Tensor
     targets: Targets
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    valid: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, from which a GPU copies while it computes."""
@@ -249,7 +265,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
         # Crowds and ignore regions are not background, but no single object either.
         ignore=flat([truth.ignore | truth.crowd for truth in truths], torch.bool),
     )
-    return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), targets, tuple(sample.name for sample in samples))
+    shown = [(width, height) if sample.shown is None else sample.shown[2:] for sample in samples]
+    valid = None if all(sample.shown is None for sample in samples) else torch.tensor(shown).flip(1)
+    names = tuple(sample.name for sample in samples)
+    return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), targets, names, valid=valid)
 
 
 def _pack(masks: Sequence[tuple[MaskCrop, ...]], samples: int, height: int, width: int) -> MaskCrops | None:

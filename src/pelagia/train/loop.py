@@ -172,6 +172,7 @@ def _feed(engine: Engine, plan: Plan, folds: Folds, transform: Transform | None)
         seed=options.seed,
         plain_from=options.epochs - min(options.close_mosaic, options.epochs // 3),
         transform=transform,
+        masks_padding=engine.model.card.masks_padding,
     )
     gpu = device.type != "cpu"
     pin = device.type == "cuda"

@@ -31,9 +31,9 @@ class TrainStep(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, targets: Targets, valid: Tensor | None = None) -> dict[str, Tensor]:
         """The named terms of the loss."""
-        return self.model.loss(self.model(images, targets=targets), targets)
+        return self.model.loss(self.model(images, valid, targets), targets)
 
 
 def wrap(model: Model, group: Group) -> nn.Module:
@@ -128,8 +128,9 @@ def take_step(engine: Engine, batch: Batch, folder: RunFolder) -> dict[str, floa
     if not options.channels_last:
         images = images.contiguous()
     targets = batch.targets.to(engine.device, non_blocking=True)
+    valid = None if batch.valid is None else batch.valid.to(engine.device, non_blocking=True)
     with torch.autocast(engine.device.type, dtype=engine.precision, enabled=engine.precision is not None):
-        terms = engine.step(images, targets)
+        terms = engine.step(images, targets, valid)
     loss = torch.stack(list(terms.values())).sum()
     torch.autograd.backward(engine.scaler.scale(loss))
     engine.scaler.unscale_(engine.optimizer)

@@ -166,6 +166,7 @@ class DETR(Model):
             decoder="queries",
             categories=categories,
             input_size=input_size,
+            masks_padding=True,
             options=asdict(options),
             normalisation=NORMALISATION,
         )

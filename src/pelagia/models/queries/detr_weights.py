@@ -94,6 +94,7 @@ def assemble(
         decoder="queries",
         categories=categories_of(configuration, len(own["classes.weight"]) - 1),
         input_size=_INPUT_SIZE,
+        masks_padding=True,
         options=asdict(options),
         normalisation=NORMALISATION,
         licence=licence,

@@ -177,7 +177,13 @@ class TwoStage(Model):
         self.options = options
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()}
         self.card = ModelCard(
-            name=name, task=task, decoder="regions", categories=categories, input_size=input_size, options=plain
+            name=name,
+            task=task,
+            decoder="regions",
+            categories=categories,
+            input_size=input_size,
+            masks_padding=True,
+            options=plain,
         )
         self.backbone = TimmBackbone(options.backbone.removeprefix("timm:"), STRIDES, frozen_norm=options.norm == "frozen")
         self.backbone.set_norm_epsilon(options.norm_epsilon)
