@@ -1,0 +1,142 @@
+"""Peak memory of `pelagia predict` on scans of growing size: it must not grow with the image.
+
+    python benchmarks/memory.py [--sides 4000 8000 16000 30000] [--wide 30000 20000] [--tasks detect instance ...] [--folder DIR]
+
+Writes tiled TIFFs (8-bit RGB, tiles of 512 pixels, deflate) of drawn organisms tile by tile, so that no image is ever held here:
+one of each side, and one of `--wide` pixels. Predicts each with a model of random weights in a process of its own, as a user
+would, and prints the largest resident set of that process (`ru_maxrss` of wait4) beside the size of the decoded image. The first
+row, one tile, is what Python, PyTorch and the model need. The threshold is set so that about `--objects` objects are found in
+640 x 640 pixels.
+
+YOLO11n answers detect, oriented, instance and keypoints; semantic is a U-Net over a small encoder, so that it ends in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+import pelagia
+from pelagia.core.types import Category, Instances
+from pelagia.models import checkpoint, registry
+
+TILE = 512
+KEYPOINTS = ("head", "centre", "tail")
+
+
+def drawn_tiles(count: int = 32) -> list[NDArray[np.uint8]]:
+    """Tiles of bright organisms on a dark ground with a little noise."""
+    rng = np.random.default_rng(0)
+    tiles = []
+    for _ in range(count):
+        tile = np.full((TILE, TILE, 3), (20, 40, 50), dtype=np.uint8)
+        for _ in range(12):
+            centre, axes = rng.integers(0, TILE, 2).tolist(), rng.integers(6, 60, 2).tolist()
+            colour = rng.integers(90, 250, 3).tolist()
+            cv2.ellipse(tile, centre, axes, float(rng.uniform(0, 360)), 0, 360, colour, -1, cv2.LINE_AA)
+        tiles.append(cv2.add(tile, rng.integers(0, 4, tile.shape, dtype=np.uint8)))
+    return tiles
+
+
+def write_scan(path: Path, width: int, height: int, bank: list[NDArray[np.uint8]]) -> None:
+    """A scan made of tiles of the bank, written one by one."""
+    down, across = -(-height // TILE), -(-width // TILE)
+
+    def tiles() -> Iterator[NDArray[np.uint8]]:
+        order = np.random.default_rng(1)
+        for _ in range(down * across):
+            yield bank[int(order.integers(len(bank)))]
+
+    tifffile.imwrite(
+        path,
+        tiles(),
+        shape=(height, width, 3),
+        dtype=np.uint8,
+        tile=(TILE, TILE),
+        photometric="rgb",
+        compression="zlib",
+        compressionargs={"level": 1},
+        predictor=True,
+        metadata=None,
+        bigtiff=width * height > 1 << 29,
+        maxworkers=2,
+    )
+
+
+def save_model(path: Path, task: str, bank: list[NDArray[np.uint8]], objects: int) -> float:
+    """Save a model of random weights; the score that about `objects` answers in a tile of 640 pixels reach."""
+    points = KEYPOINTS if task == "keypoints" else ()
+    classes = [Category(index + 1, name, keypoints=points) for index, name in enumerate(("copepod", "diatom", "other"))]
+    name = "unet-timm" if task == "semantic" else "yolo11n"
+    options = registry.entry(name).tiny if task == "semantic" else None
+    model = pelagia.create_model(name, classes, task=task, input_size=640, options=options)  # type: ignore[arg-type]
+    checkpoint.save(path, model, model.card)
+    if task == "semantic":
+        return 0.25
+    predictor = pelagia.load(path, device="cpu")
+    mosaics = [np.concatenate(bank[index : index + 2])[:, :TILE] for index in range(0, 8, 2)]
+    found = [predictor.predict(np.concatenate([item, item], axis=1)[:640, :640], score=0.0) for item in mosaics]
+    scores = np.concatenate([item.scores for item in found if isinstance(item, Instances) and item.scores is not None])
+    return float(np.sort(scores)[-min(objects * len(mosaics), len(scores))])
+
+
+def predict(model: Path, scan: Path, out: Path, score: float, draw: bool) -> tuple[float, float, int]:
+    """Peak resident memory in MB (10^6 bytes), seconds and objects of `pelagia predict` in its own process."""
+    command = [sys.executable, "-m", "pelagia", "predict", str(model), str(scan), "--out", str(out), "--device", "cpu"]
+    command += ["--score", repr(score), *([] if draw else ["--no-draw"])]
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    images = json.loads((out / "results.json").read_text(encoding="utf-8"))["images"]
+    return usage.ru_maxrss * unit / 1e6, time.perf_counter() - begin, int(images[0].get("count", 0))
+
+
+def main() -> None:
+    """Write, predict, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", type=int, nargs="*", default=[4000, 8000, 16000, 30000], help="of square scans, in pixels")
+    parser.add_argument("--wide", type=int, nargs=2, default=[30000, 20000], metavar=("W", "H"), help="0 0 for none")
+    tasks = ["detect", "oriented", "instance", "keypoints", "semantic"]
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=["detect"])
+    parser.add_argument("--objects", type=int, default=20, help="found in 640 x 640 pixels, about")
+    parser.add_argument("--no-draw", dest="draw", action="store_false", help="leave out the annotated pictures")
+    parser.add_argument(
+        "--folder", type=Path, help="where scans and results are written, and deleted; a temporary one by default"
+    )
+    args = parser.parse_args()
+    sizes = [(640, 640), *((side, side) for side in args.sides)] + ([tuple(args.wide)] if all(args.wide) else [])
+    bank = drawn_tiles()
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        models = {}
+        for task in args.tasks:
+            models[task] = (folder / f"{task}.safetensors", save_model(folder / f"{task}.safetensors", task, bank, args.objects))
+        print(f"{'pixels':>15} {'decoded MB':>10} {'file MB':>8} {'task':>10} {'peak MB':>8} {'seconds':>8} {'objects':>8}")
+        for width, height in sizes:
+            scan = folder / f"{width}x{height}.tif"
+            write_scan(scan, width, height, bank)
+            facts = f"{width:>7} x{height:>6} {3 * width * height / 1e6:>10.0f} {scan.stat().st_size / 1e6:>8.0f}"
+            for task, (model, score) in models.items():
+                peak, seconds, objects = predict(model, scan, folder / f"{task} {scan.stem}", score, args.draw)
+                print(f"{facts} {task:>10} {peak:>8.0f} {seconds:>8.1f} {objects:>8}", flush=True)
+            scan.unlink()
+
+
+if __name__ == "__main__":
+    main()
