@@ -30,7 +30,8 @@ COMMANDS = {
     "train": ("pelagia.cli.train:train", "Train a model on labelled images."),
     "evaluate": ("pelagia.cli.evaluate:evaluate", "Score a model or predictions against the truth."),
     "predict": ("pelagia.cli.predict:predict", "Find and count objects in images and scans of any size."),
-    "export": ("pelagia.cli.export:export", "Write a model as ONNX and prove that it answers alike."),
+    "export": ("pelagia.cli.export:export", "Write a model as ONNX or for OpenVINO and prove that it answers alike."),
+    "benchmark": ("pelagia.cli.benchmark:benchmark", "Measure each installed runtime on this machine."),
 }
 
 app = App(
