@@ -26,6 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
+import torch
 from numpy.typing import NDArray
 
 import pelagia
@@ -82,10 +83,14 @@ def save_model(path: Path, task: str, bank: list[NDArray[np.uint8]], objects: in
     name = "unet-timm" if task == "semantic" else "yolo11n"
     options = registry.entry(name).tiny if task == "semantic" else None
     model = pelagia.create_model(name, classes, task=task, input_size=640, options=options)  # type: ignore[arg-type]
+    # As they are first drawn, every place of a level has the same score.
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
     checkpoint.save(path, model, model.card)
     if task == "semantic":
         return 0.25
-    # The scores of random weights differ from image to image more than within one: they are looked at on a scan.
     scan = np.concatenate([np.concatenate(bank[row : row + 4], axis=1) for row in (0, 4, 8)])
     found = pelagia.load(path, device="cpu").predict(scan, score=0.0)
     assert isinstance(found, Instances)

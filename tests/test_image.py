@@ -213,6 +213,8 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="limit"):
         read(path)
     assert image_size(path) == (60_000, 60_000)
+    with pytest.raises(ImageError, match=r"decoded up to 1,073,741,824.*tiled TIFF"):  # whatever the user allows
+        read(path, max_pixels=4_000_000_000)
     write(tmp_path / "b.tif", noise(20, 20))
     with pytest.raises(ImageError, match="20 x 20 pixels"):
         read(tmp_path / "b.tif", max_pixels=399)

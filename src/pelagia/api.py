@@ -233,8 +233,8 @@ class Predictor:
         return self.runtime.card
 
     def predict(self, image: str | Path | NDArray[Any] | Scan, **options: Any) -> Prediction:
-        """What the model answers for one image (a file, or an array [H, W], [H, W, 1] or [H, W, 3] RGB of uint8 or uint16):
-        objects, strongest first, or a map of classes or of segments.
+        """What the model answers for one image (a file, the folder of an OME-Zarr, or an array [H, W], [H, W, 1] or [H, W, 3] RGB
+        of uint8 or uint16): objects, strongest first, or a map of classes or of segments.
 
         Args:
             image: of any size; large ones are predicted in overlapping tiles.
