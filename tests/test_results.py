@@ -195,7 +195,7 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = FileResult(tmp_path / "a.png", 100, 80, some(0, 3))
     draw_result(result, tmp_path / "a.jpg", CARD)
     assert image_size(tmp_path / "a.jpg") == (100, 80)
-    monkeypatch.setattr("pelagia.infer.result_pictures.PICTURE_PIXELS", 2000)
+    monkeypatch.setattr("pelagia.infer.preview.PICTURE_PIXELS", 2000)
     draw_result(FileResult(tmp_path / "a.png", 100, 80, some(0, 3, oriented=True)), tmp_path / "b.jpg", CARD)
     assert image_size(tmp_path / "b.jpg") == (50, 40)
     with pytest.raises(ImageError, match="broken"):

@@ -30,7 +30,7 @@ from pelagia.core.types import Category, Instances, Prediction, Task
 from pelagia.data.label_pixels import read_label_pixels
 from pelagia.errors import FormatError, OptionError
 from pelagia.infer import folder as infer_folder
-from pelagia.infer import result_maps, result_pictures
+from pelagia.infer import preview, result_maps, result_pictures
 from pelagia.infer.folder import FolderRun, Shard
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import FileResult
@@ -391,7 +391,7 @@ def test_overlays_label_images_and_maps_of_every_task(tmp_path: Path, monkeypatc
     """Stopped after every second image, then in shards: every file is that of one run."""
     card, left = card_of(task), [1000]
 
-    def predict(runtime: Any, paths: Iterable[Path], options: PredictOptions) -> Iterator[FileResult]:
+    def predict(runtime: Any, paths: Iterable[Path], options: PredictOptions, **_: Any) -> Iterator[FileResult]:
         for path in paths:
             left[0] -= 1
             if not left[0]:
@@ -542,7 +542,7 @@ def test_leftovers_are_told_from_files_of_the_user(tmp_path: Path) -> None:
 
 
 def test_a_large_picture_is_drawn_from_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(result_pictures, "PICTURE_PIXELS", 2000)
+    monkeypatch.setattr(preview, "PICTURE_PIXELS", 2000)
     write(tmp_path / "a.png", np.full((80, 100), 90, np.uint8))
     result = FileResult(tmp_path / "a.png", 100, 80, some(1, 3, "instance"))
     picture = read(result_pictures.draw_result(result, tmp_path / "a.jpg", card_of("instance")))

@@ -328,7 +328,7 @@ def test_pictures_of_every_task_also_shrunk(tmp_path: Path, monkeypatch: pytest.
         found, card = panoptic_map(0), card_of(task, PANOPTIC)
     result = FileResult(tmp_path / "a.png", WIDTH, HEIGHT, found)
     draw_result(result, tmp_path / "whole.png", card)
-    monkeypatch.setattr("pelagia.infer.result_pictures.PICTURE_PIXELS", 2000)
+    monkeypatch.setattr("pelagia.infer.preview.PICTURE_PIXELS", 2000)
     draw_result(result, tmp_path / "small.png", card)
     whole, small = read(tmp_path / "whole.png"), read(tmp_path / "small.png")
     for picture, (width, height) in ((whole, (WIDTH, HEIGHT)), (small, (50, 40))):

@@ -18,6 +18,7 @@ from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Category, Prediction, Task
 from pelagia.errors import CheckpointError, ExportError, OptionError
+from pelagia.infer.map_writer import StoredMap, predict_map
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import FileResult, predict_files, predict_image
 from pelagia.infer.progress import bar
@@ -249,6 +250,28 @@ class Predictor:
             return predict_image(self.runtime, image, chosen)
         with open_scan(image, max_pixels=chosen.max_pixels) as scan:
             return predict_image(self.runtime, scan, chosen)
+
+    def predict_map(
+        self, image: str | Path | Scan, path: str | Path, *, probabilities: str | Path | None = None, **options: Any
+    ) -> StoredMap:
+        """Write the class map of a scan to `path` (.tif or .zarr) while it is predicted in tiles; neither is ever held whole.
+
+        Args:
+            image: a file, or an open scan.
+            path: of the map; for Zarr a group with `labels` and `probabilities`.
+            probabilities: a TIFF for them, a page for each class; any name for Zarr; None to leave them out.
+            options: as for `predict`.
+
+        Raises:
+            ImageError: the file is missing or broken.
+            ModelError: the model does not answer with a map of classes.
+            OptionError: an unknown option, or something that cannot be written.
+        """
+        chosen = _with_options(PredictOptions(), options)
+        if isinstance(image, Scan):
+            return predict_map(self.runtime, image, path, chosen, probabilities=probabilities)
+        with open_scan(image, max_pixels=chosen.max_pixels) as scan:
+            return predict_map(self.runtime, scan, path, chosen, probabilities=probabilities)
 
     def predict_files(self, paths: Iterable[str | Path], **options: Any) -> Iterator[FileResult]:
         """The objects of many files, in order; a file that cannot be read gives its `error`, and the rest goes on."""

@@ -44,6 +44,12 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS}
 _TEMPORARY = re.compile(r"\..{0,40}\.[0-9a-f]{12}(\..{0,19})?", re.DOTALL)
 
 
+def temporary_path(target: Path) -> Path:
+    """A name beside `target` that nothing has; `remove_leftovers` knows such names."""
+    # The name is cut so that the marks added to it cannot exceed the 255 bytes of a file name.
+    return target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}{target.suffix[:20]}")
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, with the same suffix, for libraries that write by name; renamed to `path` at the end.
@@ -54,8 +60,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         OptionError: the folder cannot be made or written, `path` is a folder, or the disk is full.
     """
     target = Path(path)
-    # The name is cut so that the marks added to it cannot exceed the 255 bytes of a file name.
-    temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}{target.suffix[:20]}")
+    temporary = temporary_path(target)
     try:
         if target.is_dir():
             raise OptionError("this is a folder; name a file to write", where=target)

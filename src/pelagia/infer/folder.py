@@ -203,7 +203,9 @@ class FolderRun:
 
     def _predict(self, advance: Advance) -> None:
         """Results of small images are written and drawn in threads: a disk takes milliseconds to say that a file is safe."""
-        results = predict_files(self._runtime, (self._paths[index] for index in self._looks), self._options)
+        results = predict_files(
+            self._runtime, (self._paths[index] for index in self._looks), self._options, maps=self.files.map_folder
+        )
         writing: deque[tuple[int, Future[None]]] = deque()
 
         def wait(most: int) -> None:

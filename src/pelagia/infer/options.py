@@ -49,6 +49,10 @@ class PredictOptions:
             "where they overlap), cut (the deepest tile answers); auto: exact where it costs at most fourfold, else hann."
         },
     )
+    probabilities: bool = field(
+        default=False,
+        metadata={"help": "Of class maps keep the probability of every class too (probabilities/: a TIFF page a class)."},
+    )
     batch: int = field(default=8, metadata={"help": "Images or tiles per step.", "speed_only": True})
     coarse: bool = field(
         default=False,
@@ -89,6 +93,7 @@ class PredictOptions:
             nms_iou=self.nms_iou,
             most=self.most,
             agnostic=self.agnostic,
+            scores=self.probabilities,
         )
 
     def identity(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
+from pelagia.core.files import temporary_path
 from pelagia.core.image import image_size, letterbox, read
 from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan, open_scan
@@ -21,6 +22,7 @@ from pelagia.decode import DecodeOptions
 from pelagia.errors import ImageError, OptionError
 from pelagia.infer.ahead import ahead
 from pelagia.infer.dense import tiled_map
+from pelagia.infer.map_writer import StoredMap, predict_map
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime, Shared
 from pelagia.infer.tiled import tiled_objects
@@ -43,7 +45,7 @@ class FileResult:
     path: Path
     width: int = 0
     height: int = 0
-    found: Prediction | None = None
+    found: Prediction | StoredMap | None = None
     error: str | None = None
     seconds: float = 0.0
 
@@ -103,11 +105,14 @@ def _probable(card: ModelCard, options: PredictOptions) -> Callable[[Prediction]
     return apply
 
 
-def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: PredictOptions | None = None) -> Iterator[FileResult]:
+def predict_files(
+    runtime: Runtime, paths: Iterable[str | Path], options: PredictOptions | None = None, *, maps: Path | None = None
+) -> Iterator[FileResult]:
     """Objects of each image file, in the order of `paths`; small images are batched, large ones read in windows.
 
     Small images are read, fitted and decoded in threads beside the network (`infer.ahead`). On a CPU each is a step of its own,
-    on the next free core. A file that cannot be read gives a result with its `error`, and the rest goes on.
+    on the next free core. A file that cannot be read gives a result with its `error`, and the rest goes on. With a folder `maps`
+    the class map of a scan is not held but written there, as a temporary file that whoever takes the result moves away.
     """
     options = options or PredictOptions()
     decoding = options.decoding(runtime.card)
@@ -131,7 +136,7 @@ def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: Predic
                 yield partial(small, waiting), True
                 waiting = []
             if large:
-                yield partial(_scan_file, runtime, path, options), False
+                yield partial(_scan_file, runtime, path, options, maps), False
         if waiting:
             yield partial(small, waiting), True
 
@@ -139,11 +144,16 @@ def predict_files(runtime: Runtime, paths: Iterable[str | Path], options: Predic
         yield from results
 
 
-def _scan_file(runtime: Runtime, path: Path, options: PredictOptions) -> list[FileResult]:
+def _scan_file(runtime: Runtime, path: Path, options: PredictOptions, maps: Path | None) -> list[FileResult]:
     start = time.perf_counter()
+    found: Prediction | StoredMap
     try:
         with open_scan(path, max_pixels=options.max_pixels) as scan:
-            found = predict_image(runtime, scan, options)
+            if maps is None or runtime.card.task != "semantic" or options.coarse:
+                found = predict_image(runtime, scan, options)
+            else:
+                files = [temporary_path(maps / f"{path.stem}.tif") for _ in range(2)]
+                found = predict_map(runtime, scan, files[0], options, probabilities=files[1] if options.probabilities else None)
     except ImageError as error:
         return [FileResult(path, error=error.reason)]
     return [FileResult(path, scan.width, scan.height, found, seconds=time.perf_counter() - start)]

@@ -22,8 +22,9 @@ from pelagia.core.card import ModelCard
 from pelagia.core.files import write_text
 from pelagia.core.types import Instances, PanopticMap, Prediction, SemanticMap
 from pelagia.errors import FormatError, ImageError, ModelError, OptionError
+from pelagia.infer.map_writer import StoredMap
 from pelagia.infer.predict import FileResult
-from pelagia.infer.result_maps import map_suffix, read_map, write_map
+from pelagia.infer.result_maps import has_probabilities, map_suffix, pixels_of, read_map, write_map, write_probabilities
 from pelagia.infer.result_pictures import draw_result
 from pelagia.infer.result_tables import TABLES, dump
 from pelagia.infer.result_values import found_in, image_dict, numbered
@@ -91,6 +92,8 @@ class ResultFolder:
         stamp = Stamp.from_dict(head.get("image"))
         if stamp is None or not stamp.holds(image):
             return "image changed"
+        if not self._holds(head.get("probabilities"), "probabilities/"):
+            return "probabilities missing or changed"
         return None if self._holds(head.get("map"), self._map_prefix(name)) else "label image missing or changed"
 
     def lacks_picture(self, name: str, picture: str) -> bool:
@@ -137,15 +140,21 @@ class ResultFolder:
             item: dict[str, Any] = {"file": name, "error": result.error}
         else:
             found = self._checked(result.found)
-            item = image_dict(found, name, (result.width, result.height), self.card)
+            size = (result.width, result.height)
+            item = image_dict(found, name, size, self.card)
             if self.card.task in _MAP_FOLDERS:
-                item["map"] = self._map_prefix(name) + map_suffix(found, (result.width, result.height))
-                write_map(self.folder / item["map"], found, (result.width, result.height))
+                item["map"] = self._map_prefix(name) + map_suffix(found, size)
+                write_map(self.folder / item["map"], found, size)
                 head["map"] = self._stamped(item["map"])
+            if has_probabilities(found):
+                item["probabilities"] = f"probabilities/{self._stem(name)}.tif"
+                write_probabilities(self.folder / item["probabilities"], found, size)
+                head["probabilities"] = self._stamped(item["probabilities"])
             if picture is not None:
                 # From the numbers that are stored, so that a picture drawn later is the same.
-                pixels = found.labels if isinstance(found, SemanticMap) else found.ids if isinstance(found, PanopticMap) else None
-                head["picture"], problem = self._drawn(replace(result, found=found_in(item, self.card, pixels)), picture)
+                head["picture"], problem = self._drawn(
+                    replace(result, found=found_in(item, self.card, pixels_of(found))), picture
+                )
         self._write(name, head, dump(item))
         self._remove_replaced(name, before, head)
         return problem
@@ -170,6 +179,11 @@ class ResultFolder:
             except OSError as error:
                 raise OptionError(f"cannot replace this file ({error.strerror or error})", where=self.folder / name) from error
 
+    @property
+    def map_folder(self) -> Path | None:
+        """Where the maps of the model's task lie; None where it has none."""
+        return self.folder / _MAP_FOLDERS[self.card.task] if self.card.task in _MAP_FOLDERS else None
+
     # Parts
 
     def _path(self, name: str) -> Path:
@@ -191,8 +205,9 @@ class ResultFolder:
     def _write(self, name: str, head: dict[str, Any], text: str) -> None:
         write_text(self._path(name), f"{_HEAD}{dump(head)},\n{_BODY}{text}}}\n")
 
-    def _checked(self, found: Prediction) -> Prediction:
-        if not isinstance(found, _KINDS.get(self.card.task, Instances)):
+    def _checked(self, found: Prediction | StoredMap) -> Prediction | StoredMap:
+        kind = _KINDS.get(self.card.task, Instances)
+        if not isinstance(found, kind) and not (kind is SemanticMap and isinstance(found, StoredMap)):
             raise ModelError(f"the task {self.card.task!r} does not answer with {type(found).__name__}", where=self.card.name)
         return numbered(found)[0] if isinstance(found, PanopticMap) else found
 
@@ -230,7 +245,7 @@ class ResultFolder:
 
     def _remove_replaced(self, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
         """Take away what an earlier result of the image had under another name, or has no more."""
-        for kind, prefix in (("map", self._map_prefix(name)), ("picture", "pictures/")):
+        for kind, prefix in (("map", self._map_prefix(name)), ("probabilities", "probabilities/"), ("picture", "pictures/")):
             old, new = ((head.get(kind) or {}).get("file") for head in (before, now))
             if old and old != new and old.startswith(prefix):  # a map of another stem may be another image's by now
                 (self.folder / old).unlink(missing_ok=True)

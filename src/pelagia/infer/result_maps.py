@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ from numpy.typing import NDArray
 
 from pelagia.core import masks as core_masks
 from pelagia.core.files import atomic_path
-from pelagia.core.types import Instances, MaskCrop, Prediction, SemanticMap, Task
+from pelagia.core.image import image_size
+from pelagia.core.scan import open_scan
+from pelagia.core.types import Instances, MaskCrop, PanopticMap, Prediction, SemanticMap, Task
 from pelagia.data.label_pixels import read_label_pixels, write_label_pixels
 from pelagia.data.panoptic_png import read_ids, write_ids
+from pelagia.errors import OptionError
+from pelagia.infer.map_writer import StoredMap, open_map_writer
+from pelagia.infer.preview import nearest, picture_size
 
-__all__ = ["map_suffix", "read_map", "write_map"]
+__all__ = ["has_probabilities", "map_suffix", "pixels_of", "read_map", "write_map", "write_probabilities"]
 
 #: Most objects of an image whose numbers a PNG holds; more are written as TIFF of 32 bits.
 _MOST_IN_PNG = 65535
@@ -28,19 +34,23 @@ _PNG_PIXELS = 1 << 26
 _TILE = 512
 
 
-def map_suffix(found: Prediction, size: tuple[int, int]) -> str:
+def map_suffix(found: Prediction | StoredMap, size: tuple[int, int]) -> str:
     """The ending, without its point, of the file that `write_map` makes of an answer for an image of that (width, height)."""
+    if isinstance(found, StoredMap):
+        return found.path.suffix.removeprefix(".")
     large = isinstance(found, Instances) and (len(found) > _MOST_IN_PNG or size[0] * size[1] > _PNG_PIXELS)
     return "tif" if large else "png"
 
 
-def write_map(path: Path, found: Prediction, size: tuple[int, int]) -> None:
-    """Write the map of an answer, whole or not at all.
+def write_map(path: Path, found: Prediction | StoredMap, size: tuple[int, int]) -> None:
+    """Write the map of an answer, whole or not at all; one that is written already is moved.
 
     Of objects a label image: a pixel is the number of its object, counted from 1, 0 the background; a pixel in several belongs to
     the first, which is the strongest. Of a `SemanticMap` its labels, of a `numbered` `PanopticMap` its ids.
     """
-    if isinstance(found, SemanticMap):
+    if isinstance(found, StoredMap):
+        _move(found.path, path)
+    elif isinstance(found, SemanticMap):
         write_label_pixels(path, found.labels)
     elif not isinstance(found, Instances):
         write_ids(path, found.ids)
@@ -63,13 +73,62 @@ def write_map(path: Path, found: Prediction, size: tuple[int, int]) -> None:
             )
 
 
+def has_probabilities(found: Prediction | StoredMap) -> bool:
+    """Whether an answer has the probabilities of all classes."""
+    return (isinstance(found, StoredMap) and found.probabilities is not None) or (
+        isinstance(found, SemanticMap) and found.scores is not None
+    )
+
+
+def write_probabilities(path: Path, found: Prediction | StoredMap, size: tuple[int, int]) -> None:
+    """Write the probabilities of a class map as TIFF, float32, a page for each class; what is written already is moved."""
+    if isinstance(found, StoredMap) and found.probabilities is not None:
+        _move(found.probabilities, path)
+    elif isinstance(found, SemanticMap) and found.scores is not None:
+        with open_map_writer(path, size, (_TILE, _TILE), len(found.scores), np.float32) as put:
+            for y in range(0, size[1], _TILE):
+                for x in range(0, size[0], _TILE):
+                    put(x, y, found.scores[:, y : y + _TILE, x : x + _TILE])
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+    except OSError as error:
+        raise OptionError(f"cannot write this file ({error.strerror or error}); choose another place", where=target) from error
+
+
+def pixels_of(found: Prediction | StoredMap) -> NDArray[Any] | None:
+    """The map that a picture of an answer shows, of a written one what is left of it; None for objects."""
+    if isinstance(found, StoredMap):
+        return found.picture.labels
+    return found.labels if isinstance(found, SemanticMap) else found.ids if isinstance(found, PanopticMap) else None
+
+
 def read_map(path: Path, task: Task) -> NDArray[Any]:
-    """The pixels of a class map or of a panoptic map.
+    """The pixels of a class map or of a panoptic map; of a class map of more pixels than a picture has those that it shows.
 
     Raises:
         ImageError: missing or broken.
     """
-    return read_ids(path) if task == "panoptic" else read_label_pixels(path)
+    if task == "panoptic":
+        return read_ids(path)
+    width, height = image_size(path)
+    scale, size = picture_size(width, height)
+    return read_label_pixels(path) if scale == 1 or path.suffix == ".png" else _read_shrunk(path, scale, size)
+
+
+def _read_shrunk(path: Path, scale: float, size: tuple[int, int]) -> NDArray[Any]:
+    bands = []
+    with open_scan(path) as scan:
+        rows, columns = nearest((scan.height, scan.width), scale, size)
+        for part in np.array_split(rows, -(-scan.height // _TILE)):
+            if len(part):
+                scan.forget(above=int(part[0]))
+                band = scan.read(0, int(part[0]), scan.width, int(part[-1]) + 1 - int(part[0]))
+                bands.append(band[part - part[0]][:, columns, 0])
+    return np.concatenate(bands)
 
 
 def _label_tiles(masks: Sequence[MaskCrop], size: tuple[int, int], kind: Any) -> Iterator[NDArray[Any]]:

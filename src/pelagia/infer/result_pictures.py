@@ -14,40 +14,36 @@ from pelagia.core.draw import draw_prediction
 from pelagia.core.frame import Frame
 from pelagia.core.image import MAX_PIXELS, Pixels, warp, write
 from pelagia.core.scan import Scan, open_scan
-from pelagia.core.types import Int, PanopticMap, Prediction, SemanticMap
+from pelagia.core.types import PanopticMap, Prediction, SemanticMap
 from pelagia.data.geometry import warp_mask
 from pelagia.errors import ImageError
+from pelagia.infer.map_writer import StoredMap
 from pelagia.infer.predict import FileResult
+from pelagia.infer.preview import nearest, picture_size
 
-__all__ = ["PICTURE_PIXELS", "draw_result", "picture_names", "relative_names", "scaled"]
-
-#: Annotated pictures of larger images are shrunk to this many pixels.
-PICTURE_PIXELS = 50_000_000
-
-#: And to this side, with room for a legend near the most that JPEG can hold.
-_PICTURE_SIDE = 45_000
+__all__ = ["draw_result", "picture_names", "relative_names", "scaled"]
 
 #: Rows of a scan that are read at once to shrink it.
 _BAND = 1024
 
 
 def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path:
-    """Write the image of `result` with what was found as `target` (JPEG), shrunk if it has more than `PICTURE_PIXELS`.
+    """Write the image of `result` with what was found as `target` (JPEG), shrunk if it has more than `preview.PICTURE_PIXELS`.
 
     Raises:
         ImageError: the file has no result, or can no longer be read.
     """
     if result.found is None:
         raise ImageError(result.error or "there is nothing to draw", where=result.path)
-    found = result.found
+    found = result.found.picture if isinstance(result.found, StoredMap) else result.found
     pixels = result.width * result.height
-    scale = min(math.sqrt(PICTURE_PIXELS / pixels), _PICTURE_SIDE / max(result.width, result.height))
+    scale, size = picture_size(result.width, result.height)
     # It was read under the user's limit once.
     with open_scan(result.path, max_pixels=max(MAX_PIXELS, pixels)) as scan:
         if scale < 1:
-            size = max(round(result.width * scale), 1), max(round(result.height * scale), 1)
             image = _shrunk(scan, scale, size)
-            found = scaled(found, scale, size)
+            if not (isinstance(found, SemanticMap) and found.labels.shape == size[::-1]):  # a written map is shrunk already
+                found = scaled(found, scale, size)
         else:
             image = scan.read(0, 0, scan.width, scan.height)
     write(target, draw_prediction(image, found, card.categories))
@@ -72,9 +68,9 @@ def _shrunk(scan: Scan, scale: float, size: tuple[int, int]) -> Pixels:
 def scaled(found: Prediction, scale: float, size: tuple[int, int]) -> Prediction:
     """What was found, in a picture `scale` times as large, of `size` (width, height): masks and maps by the nearest pixel."""
     if isinstance(found, SemanticMap):
-        return SemanticMap(found.labels[np.ix_(*_nearest(found.labels.shape, scale, size))])
+        return SemanticMap(found.labels[np.ix_(*nearest(found.labels.shape, scale, size))])
     if isinstance(found, PanopticMap):
-        return PanopticMap(found.ids[np.ix_(*_nearest(found.ids.shape, scale, size))], found.segments)
+        return PanopticMap(found.ids[np.ix_(*nearest(found.ids.shape, scale, size))], found.segments)
     frame = Frame(np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]]), *size)
     return found.replace(
         boxes=None if found.boxes is None else frame.boxes(found.boxes),
@@ -83,14 +79,6 @@ def scaled(found: Prediction, scale: float, size: tuple[int, int]) -> Prediction
         keypoints=None
         if found.keypoints is None
         else np.concatenate([frame.points(found.keypoints[..., :2]), found.keypoints[..., 2:]], axis=2),
-    )
-
-
-def _nearest(shape: tuple[int, ...], scale: float, size: tuple[int, int]) -> tuple[Int, Int]:
-    """Rows and columns of a map that the rows and columns of its shrunk picture show."""
-    return tuple(  # type: ignore[return-value]
-        np.minimum(((np.arange(count) + 0.5) / scale).astype(np.int64), length - 1)
-        for count, length in zip(size[::-1], shape, strict=True)
     )
 
 

@@ -16,6 +16,7 @@ from pelagia.core.card import ModelCard
 from pelagia.core.lazy import resolve
 from pelagia.core.oriented import to_corners
 from pelagia.core.types import Category, Instances, Int, PanopticMap, Prediction, Segment, SemanticMap
+from pelagia.infer.map_writer import StoredMap
 
 __all__ = [
     "category_dicts",
@@ -56,12 +57,14 @@ def point_names(categories: Sequence[Category]) -> tuple[str, ...]:
     return longest if same else tuple(f"point_{number + 1}" for number in range(len(longest)))
 
 
-def image_dict(found: Prediction, name: str, size: tuple[int, int], card: ModelCard) -> dict[str, Any]:
+def image_dict(found: Prediction | StoredMap, name: str, size: tuple[int, int], card: ModelCard) -> dict[str, Any]:
     """One image of results.json: its name, its size (width, height) and what was found; segments must be `numbered`."""
     head = {"file": name, "width": size[0], "height": size[1]}
     if isinstance(found, Instances):
         objects = object_dicts(found, card, size)
         return {**head, "count": len(objects), "objects": objects}
+    if isinstance(found, StoredMap):
+        return {**head, "classes": class_dicts(found.pixels, size[0] * size[1], card), "blend": found.way}
     if isinstance(found, SemanticMap):
         return {**head, "classes": class_dicts(count_pixels(found, card), found.labels.size, card)}
     segments = segment_dicts(*numbered(found), card)
