@@ -4,7 +4,6 @@ the truth and sees of it what each tile shows must find on tiles what is there, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from pelagia.decode.registry import DECODERS
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
 from pelagia.infer.tiles import lay_tiles
+from seams import on_seams
 
 SURVEY = SurveyOptions(length_px=(14, 34), detritus=1.0)
 
@@ -86,32 +86,10 @@ def known(monkeypatch: pytest.MonkeyPatch, runtime: Any) -> Any:
     return runtime
 
 
-def places(rng: np.random.Generator, size: tuple[int, int], side: int, overlap: int) -> list[tuple[float, float, int]]:
-    """On the seams (middles of overlaps and borders of tiles), where they cross, and beside each other in pairs of one class."""
-    tiles = lay_tiles(size, (side, side), overlap)
-    lines: list[list[float]] = []
-    for axis in (0, 1):
-        spans = sorted({(tile.box[axis], tile.box[axis + 2]) for tile in tiles})
-        middles = [(a[1] + b[0]) / 2 for a, b in pairwise(spans)]
-        lines.append([*middles, *(float(b[0]) for _, b in pairwise(spans)), *(float(a[1]) for a, _ in pairwise(spans))])
-    chosen: list[tuple[float, float, int]] = []
-    for kind in range(24):
-        x, y = (float(rng.uniform(0, length)) for length in size)
-        if kind % 3 != 1 and lines[0]:
-            x = float(rng.choice(lines[0]))
-        if kind % 3 != 2 and lines[1]:
-            y = float(rng.choice(lines[1]))
-        label = int(rng.integers(len(SURVEY.taxa)))
-        chosen.append((x, y, label))
-        if kind % 4 == 0:  # a touching pair
-            angle = rng.uniform(0, 2 * np.pi)
-            chosen.append((x + 12 * np.cos(angle), y + 12 * np.sin(angle), label))
-    return chosen
-
-
 def drawn(seed: int, size: tuple[int, int], side: int, overlap: int) -> tuple[NDArray[Any], Instances, PanopticMap]:
     rng = np.random.default_rng(seed)
-    drawing = draw_image(rng, *size, SURVEY, places=places(rng, size, side, overlap))
+    tiles = lay_tiles(size, (side, side), overlap)
+    drawing = draw_image(rng, *size, SURVEY, places=on_seams(rng, tiles, size, 24, len(SURVEY.taxa), 12.0))
     truth = drawing.truth.replace(scores=rng.uniform(0.3, 0.9, len(drawing.truth)))
     return drawing.image, truth, drawing.panoptic(SURVEY)
 

@@ -19,11 +19,13 @@ from pelagia.data.synthetic import SurveyOptions, categories, draw_image, draw_s
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
 from pelagia.infer.runtimes import Runtime
+from pelagia.infer.views import lay, tile_size
 from pelagia.metrics import evaluate_detection
 from pelagia.models import checkpoint
 from pelagia.models.runtime import TorchRuntime
 from pelagia.train.loop import train
 from pelagia.train.options import TrainOptions
+from seams import on_seams
 
 SIDE, WIDTH, HEIGHT = 256, 1536, 1280
 
@@ -56,8 +58,12 @@ def test_tiles_equal_the_whole_for_a_trained_detector(tmp_path: Path, capsys: py
     run = train(options, open_dataset(survey, task="detect"), quiet=True)
     runtime = TorchRuntime(checkpoint.load(run.folder / "best.safetensors"))
     truths, tiled, whole, counts = [], [], [], []
-    for seed in range(3):
-        drawing = draw_image(np.random.default_rng([9, seed]), WIDTH, HEIGHT)
+    tiles = lay(runtime.card, (WIDTH, HEIGHT), tile_size(runtime.card, PredictOptions()), PredictOptions())
+    for seed in range(5):
+        rng = np.random.default_rng([9, seed])
+        # Three scans as they come, two with organisms on seams, on corners of four tiles and in touching pairs of one class.
+        places = None if seed < 3 else on_seams(rng, tiles, (WIDTH, HEIGHT), 60, len(SurveyOptions().taxa), 55.0)
+        drawing = draw_image(rng, WIDTH, HEIGHT, places=places)
         truths.append(replace(drawing.truth, masks=None, oriented=None, keypoints=None))
         weak = PredictOptions(score=0.01)
         tiled.append(predict_image(runtime, drawing.image, replace(weak, tiling="always")))
