@@ -146,10 +146,10 @@ class Instances:
         for name in ("crowd", "difficult", "ignore"):
             value = np.asarray(getattr(self, name), dtype=np.bool_).reshape(-1)
             setattr(self, name, _flags(count) if len(value) == 0 else value)
-        for item in fields(self):
-            value = getattr(self, item.name)
+        for name in _NAMES:
+            value = getattr(self, name)
             if value is not None and len(value) != count:
-                raise LabelError(f"{item.name} has {len(value)} entries for {count} labels")
+                raise LabelError(f"{name} has {len(value)} entries for {count} labels")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -180,12 +180,12 @@ class Instances:
         where = np.asarray(index)
         where = np.flatnonzero(where) if where.dtype == np.bool_ else where.astype(np.int64).reshape(-1)
         values: dict[str, Any] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name == "masks":
+        for name in _NAMES:
+            value = getattr(self, name)
+            if name == "masks":
                 values["masks"] = None if value is None else tuple(value[i] for i in where)
             else:
-                values[item.name] = None if value is None else value[where]
+                values[name] = None if value is None else value[where]
         return Instances(**values)
 
     def replace(self, **changes: Any) -> Instances:
@@ -202,18 +202,22 @@ class Instances:
         if not parts:
             raise LabelError("cannot concatenate zero Instances; use Instances.empty()")
         values: dict[str, Any] = {}
-        for item in fields(Instances):
-            column = [getattr(part, item.name) for part in parts]
+        for name in _NAMES:
+            column = [getattr(part, name) for part in parts]
             present = [value is not None for value in column]
             if not any(present):
-                values[item.name] = None
+                values[name] = None
             elif not all(present):
-                raise LabelError(f"{item.name} is set in some parts only")
-            elif item.name == "masks":
+                raise LabelError(f"{name} is set in some parts only")
+            elif name == "masks":
                 values["masks"] = tuple(mask for value in column for mask in value)
             else:
-                values[item.name] = np.concatenate(column)
+                values[name] = np.concatenate(column)
         return Instances(**values)
+
+
+#: Asked for once: a training sample makes a dozen `Instances`.
+_NAMES = tuple(item.name for item in fields(Instances))
 
 
 @dataclass(slots=True)

@@ -128,7 +128,10 @@ def _union(crops: Sequence[MaskCrop]) -> MaskCrop:
 
 
 def _is_stuff(labels: Int, categories: Sequence[Category]) -> Mask:
-    return np.array([label < len(categories) and not categories[label].is_thing for label in labels.tolist()], dtype=np.bool_)
+    stuff = {label for label, category in enumerate(categories) if not category.is_thing}
+    if not stuff:
+        return np.zeros(len(labels), dtype=np.bool_)
+    return np.array([label in stuff for label in labels.tolist()], dtype=np.bool_)
 
 
 def warp_mask(crop: MaskCrop, matrix: Float, window: Window, field: Field | None = None) -> MaskCrop:
