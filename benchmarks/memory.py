@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,15 @@ from pelagia.models import checkpoint, registry
 
 TILE = 512
 KEYPOINTS = ("head", "centre", "tail")
+
+#: Starts a command and tells its exit code and ru_maxrss. A small process of its own: the peak of a child counts from what its
+#: parent holds when it starts it, and this script holds PyTorch.
+MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
+"""
 
 
 def drawn_tiles(count: int = 32) -> list[NDArray[np.uint8]]:
@@ -104,14 +112,13 @@ def predict(model: Path, scan: Path, out: Path, score: float, draw: bool) -> tup
     command = [sys.executable, "-m", "pelagia", "predict", str(model), str(scan), "--out", str(out), "--device", "cpu"]
     command += ["--score", repr(score), *([] if draw else ["--no-draw"])]
     begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    told = subprocess.run([sys.executable, "-c", MEASURE, *command], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    seconds = time.perf_counter() - begin
+    if int(told[0]):
+        raise SystemExit(f"{' '.join(command)} ended with {told[0]}")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     images = json.loads((out / "results.json").read_text(encoding="utf-8"))["images"]
-    return usage.ru_maxrss * unit / 1e6, time.perf_counter() - begin, int(images[0].get("count", 0))
+    return int(told[1]) * unit / 1e6, seconds, int(images[0].get("count", 0))
 
 
 def main() -> None:
