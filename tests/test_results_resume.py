@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -60,12 +61,12 @@ STOPPED = """
 import os, signal, time
 from pelagia.infer.runtimes import OnnxRuntime
 run, left = OnnxRuntime.run_session, [{n}]
-def stop(self, session, images):
+def stop(self, session, *shown):
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
-    return run(self, session, images)
+    return run(self, session, *shown)
 OnnxRuntime.run_session = stop
 """
 
@@ -262,9 +263,9 @@ def test_the_network_sees_each_image_alone(place: Path, monkeypatch: pytest.Monk
     seen: list[int] = []
     real = OnnxRuntime.run_session
 
-    def watched(self: OnnxRuntime, session: Any, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    def watched(self: OnnxRuntime, session: Any, images: NDArray[np.float32], *more: Any) -> dict[str, NDArray[Any]]:
         seen.append(len(images))
-        return real(self, session, images)
+        return real(self, session, images, *more)
 
     monkeypatch.setattr(OnnxRuntime, "run_session", watched)
     runtime = OnnxRuntime(place / "m.onnx", threads=threads)
@@ -310,6 +311,14 @@ def test_other_options(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert again(own, capsys, *words) == {"predicted": 0}
 
 
+def test_another_limit_of_pixels(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(own / "out")
+    assert run("predict", own / "m.onnx", own / "scans", "--out", own / "out", "--max-pixels", "4000") == 1
+    assert finished(own / "out") == 13
+    assert again(own, capsys) == {"predicted": 10, "other limit for images that were refused": 10}
+    assert again(own, capsys) == {"predicted": 0}
+
+
 def test_another_model(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tiny(own / "m.onnx", tiny_card(thresholds={"red": 0.9}))
     assert again(own, capsys) == {"predicted": 13, "other model": 13}
@@ -347,10 +356,10 @@ def test_pictures_later(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_image_that_changes_while_it_is_predicted_is_not_finished(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = OnnxRuntime.run
 
-    def grow(self: OnnxRuntime, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    def grow(self: OnnxRuntime, *shown: Any) -> dict[str, NDArray[Any]]:
         with open(own / "scans" / "scan2.tif", "ab") as stream:
             stream.write(b"x")
-        return real(self, images)
+        return real(self, *shown)
 
     monkeypatch.setattr(OnnxRuntime, "run", grow)
     words = ["predict", own / "m.onnx", own / "scans", "--out", own / "out", "--score", "0.5"]

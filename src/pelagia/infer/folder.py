@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Barrier
 from typing import Any, Self
 
 from pelagia.core.files import remove_leftovers, sha256
@@ -72,11 +73,12 @@ class Shard:
 
 def made_with(runtime: Runtime, options: PredictOptions, model: Path | None) -> dict[str, Any]:
     """What a result must have been made with to be used again: `model`, a SHA-256 of the weights' file and of the card (empty if
-    no file is known), `runtime`, the name of what computes, and `options`, those that matter and are not the default.
+    no file is known), `runtime`, the name of what computes, and `options`, those that matter and are not the default,
+    and `limits`, those by which images are refused.
     """
     card = hashlib.sha256(runtime.card.to_json().encode()).hexdigest()
     known = "" if model is None else hashlib.sha256(f"{sha256(model)} {card}".encode()).hexdigest()
-    return {"model": known, "runtime": runtime_name(runtime), "options": options.identity()}
+    return {"model": known, "runtime": runtime_name(runtime), "options": options.identity(), "limits": options.limits()}
 
 
 class FolderRun:
@@ -97,7 +99,6 @@ class FolderRun:
         names: of all images, relative to their common folder.
         kept: how many of its own images were finished before.
         anew: why results that are there are made anew -> how many.
-        predicted: how many were predicted so far.
         broken: what was wrong with its own images, one sentence each.
         complete: whether the tables were written from all images.
         left: how many images of other shards had no result at the end.
@@ -122,7 +123,8 @@ class FolderRun:
         self.files = ResultFolder(folder, runtime.card, made=made_with(runtime, self._options, model), names=self.names)
         self._pictures: list[str] | list[None] = picture_names(self.names) if draw else [None] * len(self.names)
         self._own = range(len(self.names)) if shard is None else range(shard.index - 1, len(self.names), shard.count)
-        self.predicted, self.kept = 0, 0
+        self.kept = 0
+        self._written: list[int] = []
         self.anew: Counter[str] = Counter()
         self.broken: list[str] = []
         self.complete, self.left = False, 0
@@ -134,6 +136,11 @@ class FolderRun:
     def own(self) -> int:
         """How many images are this run's."""
         return len(self._own)
+
+    @property
+    def predicted(self) -> int:
+        """How many images were predicted so far, and their results written."""
+        return len(self._written)
 
     @property
     def to_do(self) -> int:
@@ -212,23 +219,23 @@ class FolderRun:
             while len(writing) > most:
                 index, done = writing.popleft()
                 done.result()
-                self.predicted += 1
                 advance(1, self.names[index])
 
+        together = Barrier(_WRITERS)
         with ThreadPoolExecutor(_WRITERS) as pool:
-            try:
-                for index, result in zip(self._looks, results, strict=True):
-                    writing.append((index, pool.submit(self._keep, index, result)))
-                    wait(2 * _WRITERS if result.width * result.height < _LARGE_PIXELS else 0)
-                wait(0)
-            finally:
-                pool.shutdown()
-                self.predicted += sum(done.exception() is None for _, done in writing)
+            # All threads begin now: one that Ctrl-C catches at its start would be unknown to the pool, and not waited for.
+            for _ in range(_WRITERS):
+                pool.submit(together.wait)
+            for index, result in zip(self._looks, results, strict=True):
+                writing.append((index, pool.submit(self._keep, index, result)))
+                wait(2 * _WRITERS if result.width * result.height < _LARGE_PIXELS else 0)
+            wait(0)
 
     def _keep(self, index: int, result: FileResult) -> None:
         before = self._looks[index]
         stamp = None if before is None else Stamp.of(self._paths[index], before)
         self._note(self.files.add(result, self.names[index], image=stamp, picture=self._pictures[index]))
+        self._written.append(index)
 
     def _note(self, problem: str | None) -> None:
         if problem is not None:

@@ -17,7 +17,8 @@ __all__ = ["PredictOptions"]
 class PredictOptions:
     """How objects are found in images.
 
-    A field whose metadata say `speed_only` changes no result; all others are part of what a result is known by, see `identity`.
+    A field whose metadata say `speed_only` changes no result, one that `refuses_only` changes which images have one; all others
+    are part of what a result is known by, see `identity`.
 
     Raises:
         OptionError: a value cannot be used.
@@ -65,7 +66,8 @@ class PredictOptions:
     max_pixels: int = field(
         default=MAX_PIXELS,
         metadata={
-            "help": "Refuse a larger image that must be decoded whole, or a larger piece of one in tiles, strips or chunks."
+            "help": "Refuse a larger image that must be decoded whole, or a larger piece of one in tiles, strips or chunks.",
+            "refuses_only": True,
         },
     )
 
@@ -98,5 +100,9 @@ class PredictOptions:
 
     def identity(self) -> dict[str, Any]:
         """The options on which a result depends, those that are not the default: results with equal ones are comparable."""
-        kept = [item for item in fields(self) if not item.metadata.get("speed_only")]
+        kept = [item for item in fields(self) if not item.metadata.keys() & {"speed_only", "refuses_only"}]
         return {item.name: getattr(self, item.name) for item in kept if getattr(self, item.name) != item.default}
+
+    def limits(self) -> dict[str, Any]:
+        """The options that decide which images are refused: one that was is tried again with others."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.metadata.get("refuses_only")}

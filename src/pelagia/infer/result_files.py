@@ -2,7 +2,7 @@
 
 `results/<name of the image>.json` has two lines of one JSON object:
 
-    {"made": {"version", "model", "runtime", "options", "image", "map", "picture", "seconds"},
+    {"made": {"version", "model", "runtime", "options", "limits", "image", "map", "picture", "seconds", "failed"},
     "result": {...}}
 
 `result` is the image's entry in results.json. `made` holds the hash of the model, the name of the runtime, the options on which
@@ -45,7 +45,7 @@ _KINDS: dict[str, type[Prediction]] = {"semantic": SemanticMap, "panoptic": Pano
 _MAP_FOLDERS = {"instance": "labels", "semantic": "semantic", "panoptic": "panoptic"}
 
 #: What a run makes in its folder beside the tables.
-OWN_FOLDERS = (RESULTS_FOLDER, "pictures", *_MAP_FOLDERS.values())
+OWN_FOLDERS = (RESULTS_FOLDER, "pictures", "probabilities", *_MAP_FOLDERS.values())
 
 _HEAD, _BODY = '{"made":', '"result":'
 
@@ -89,6 +89,8 @@ class ResultFolder:
         differ = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         if differ:
             return f"other options ({', '.join(differ)})"
+        if head.get("failed") and head.get("limits") != self._made.get("limits"):
+            return "other limit for images that were refused"
         stamp = Stamp.from_dict(head.get("image"))
         if stamp is None or not stamp.holds(image):
             return "image changed"
@@ -134,7 +136,7 @@ class ResultFolder:
         """
         before = self._head(name) or {}
         head: dict[str, Any] = {**self._made, "image": None if image is None else image.to_dict(), "map": None, "picture": None}
-        head["seconds"] = round(result.seconds, 3)
+        head |= {"seconds": round(result.seconds, 3), "failed": result.found is None}
         problem = None
         if result.found is None:
             item: dict[str, Any] = {"file": name, "error": result.error}
