@@ -8,7 +8,8 @@ would, and prints the largest resident set of that process (`ru_maxrss` of wait4
 row, one tile, is what Python, PyTorch and the model need. The threshold is set so that about `--objects` objects are found in
 640 x 640 pixels.
 
-YOLO11n answers detect, oriented, instance and keypoints; semantic is a U-Net over a small encoder, so that it ends in time.
+YOLO11n answers detect, oriented, instance and keypoints; semantic is a U-Net over a small encoder, so that it ends in time, and
+looks everywhere, so that tiles are averaged; semantic-exact is a padded U-Net of 8 channels, whose tiled map is exact.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -31,6 +33,7 @@ from numpy.typing import NDArray
 import pelagia
 from pelagia.core.types import Category, Instances
 from pelagia.models import checkpoint, registry
+from pelagia.models.receptive_field import receptive_field
 
 TILE = 512
 KEYPOINTS = ("head", "centre", "tail")
@@ -88,16 +91,21 @@ def save_model(path: Path, task: str, bank: list[NDArray[np.uint8]], objects: in
     """Save a model of random weights; the score that about `objects` answers in a tile of 640 pixels reach."""
     points = KEYPOINTS if task == "keypoints" else ()
     classes = [Category(index + 1, name, keypoints=points) for index, name in enumerate(("copepod", "diatom", "other"))]
-    name = "unet-timm" if task == "semantic" else "yolo11n"
-    options = registry.entry(name).tiny if task == "semantic" else None
-    model = pelagia.create_model(name, classes, task=task, input_size=640, options=options)  # type: ignore[arg-type]
+    name = {"semantic": "unet-timm", "semantic-exact": "unet"}.get(task, "yolo11n")
+    options = {"semantic": registry.entry("unet-timm").tiny, "semantic-exact": {"depth": 3, "width": 8, "padding": True}}.get(
+        task
+    )
+    kind = task.removesuffix("-exact")
+    model = pelagia.create_model(name, classes, task=kind, input_size=640, options=options)  # type: ignore[arg-type]
     # As they are first drawn, every place of a level has the same score.
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+    if kind == "semantic":
+        model.card = replace(model.card, manifest={"receptive_field": receptive_field(model)})
     checkpoint.save(path, model, model.card)
-    if task == "semantic":
+    if kind == "semantic":
         return 0.25
     scan = np.concatenate([np.concatenate(bank[row : row + 4], axis=1) for row in (0, 4, 8)])
     found = pelagia.load(path, device="cpu").predict(scan, score=0.0)
@@ -126,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="*", default=[4000, 8000, 16000, 30000], help="of square scans, in pixels")
     parser.add_argument("--wide", type=int, nargs=2, default=[30000, 20000], metavar=("W", "H"), help="0 0 for none")
-    tasks = ["detect", "oriented", "instance", "keypoints", "semantic"]
+    tasks = ["detect", "oriented", "instance", "keypoints", "semantic", "semantic-exact"]
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=["detect"])
     parser.add_argument("--objects", type=int, default=20, help="found in 640 x 640 pixels, about")
     parser.add_argument("--no-draw", dest="draw", action="store_false", help="leave out the annotated pictures")
@@ -141,14 +149,14 @@ def main() -> None:
         models = {}
         for task in args.tasks:
             models[task] = (folder / f"{task}.safetensors", save_model(folder / f"{task}.safetensors", task, bank, args.objects))
-        print(f"{'pixels':>15} {'decoded MB':>10} {'file MB':>8} {'task':>10} {'peak MB':>8} {'seconds':>8} {'objects':>8}")
+        print(f"{'pixels':>15} {'decoded MB':>10} {'file MB':>8} {'task':>14} {'peak MB':>8} {'seconds':>8} {'objects':>8}")
         for width, height in sizes:
             scan = folder / f"{width}x{height}.tif"
             write_scan(scan, width, height, bank)
             facts = f"{width:>7} x{height:>6} {3 * width * height / 1e6:>10.0f} {scan.stat().st_size / 1e6:>8.0f}"
             for task, (model, score) in models.items():
                 peak, seconds, objects = predict(model, scan, folder / f"{task} {scan.stem}", score, args.draw)
-                print(f"{facts} {task:>10} {peak:>8.0f} {seconds:>8.1f} {objects:>8}", flush=True)
+                print(f"{facts} {task:>14} {peak:>8.0f} {seconds:>8.1f} {objects:>8}", flush=True)
             scan.unlink()
 
 

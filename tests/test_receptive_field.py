@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pelagia.core.card import ModelCard
-from pelagia.core.types import Category
-from pelagia.models import registry
+from pelagia.core.image import write
+from pelagia.core.types import Category, SemanticMap
+from pelagia.data.label_pixels import write_label_pixels
+from pelagia.data.open import open_dataset
+from pelagia.decode import DecodeOptions
+from pelagia.export.onnx import export_onnx
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.predict import predict_image
+from pelagia.infer.runtimes import OnnxRuntime
+from pelagia.models import checkpoint, registry
 from pelagia.models.model import Model, Targets
 from pelagia.models.receptive_field import receptive_field
+from pelagia.models.runtime import TorchRuntime
+from pelagia.train.loop import train
+from pelagia.train.options import TrainOptions
 
 CATEGORIES = tuple(Category(index, f"class {index}") for index in range(3))
 
@@ -113,3 +127,41 @@ def test_the_model_is_left_as_it_was() -> None:
     receptive_field(model)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_training_and_export_write_it_into_the_card(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        write(tmp_path / "images" / f"{number}.png", rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        write_label_pixels(tmp_path / "masks" / f"{number}.png", rng.integers(0, 2, (64, 64), dtype=np.uint8))
+    chosen = ("depth=1", "width=2", "padding=true")
+    options = TrainOptions(
+        model="unet", out=str(tmp_path / "run"), epochs=1, batch=2, imgsz=64, threads=1, device="cpu", model_options=chosen
+    )
+    data = open_dataset(tmp_path, task="semantic")
+    train(options, data, data, quiet=True)
+    expected = {"local": True, "halo": 8, "cell": 1}
+    model = checkpoint.load(tmp_path / "run" / "last.safetensors")
+    assert model.card.manifest["receptive_field"] == expected
+    # A file that does not say it, from an older version or another project, gets it when it is exported.
+    model.card = replace(model.card, manifest={})
+    export_onnx(model, tmp_path / "m.onnx")
+    assert OnnxRuntime(tmp_path / "m.onnx").card.manifest["receptive_field"] == expected
+    image = rng.integers(0, 256, (150, 210, 3), dtype=np.uint8)
+    found, whole = (
+        predict_image(runtime, image, PredictOptions(tiling="always", blend="exact"), decoding=DecodeOptions(scores=True))
+        for runtime in (OnnxRuntime(tmp_path / "m.onnx"), TorchRuntime(larger(model, (150, 210))))
+    )
+    assert isinstance(found, SemanticMap)
+    assert isinstance(whole, SemanticMap)
+    assert found.scores is not None
+    np.testing.assert_allclose(found.scores, whole.scores, atol=1e-5)  # type: ignore[arg-type]
+
+
+def larger(model: Model, size: tuple[int, int]) -> Model:
+    """The same weights for an input that holds the whole image, at the scale of the model's own."""
+    wide = registry.create("unet", model.card.categories, "semantic", input_size=size, options=model.card.options)
+    wide.load_state_dict(model.state_dict())
+    field = {"local": True, "halo": 8, "cell": 1}
+    wide.card = replace(wide.card, normalisation=model.card.normalisation, manifest={"receptive_field": field})
+    return wide.eval()

@@ -297,6 +297,8 @@ def _size(dataset: Dataset, index: int) -> tuple[int, int]:
 def _scan_answer(runtime: Runtime, path: Path, options: EvaluateOptions, decoding: DecodeOptions) -> Prediction:
     """What the model answers for an image that may be too large to hold."""
     tiling = PredictOptions(batch=options.batch, tiling="auto" if options.tiled else "never")
+    # The probabilities of a whole scan would take gigabytes.
+    decoding = replace(decoding, scores=decoding.scores and not options.tiled)
     with open_scan(path, max_pixels=options.max_pixels) as scan:
         return predict_image(runtime, scan, tiling, decoding=decoding)
 
