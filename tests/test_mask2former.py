@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -17,7 +18,8 @@ from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig, SwinBackbone, SwinConfig
 
 from pelagia.core.types import Category, Task
-from pelagia.errors import CheckpointError, ModelError, OptionError
+from pelagia.errors import CheckpointError, ExportError, ModelError, OptionError
+from pelagia.export import onnx
 from pelagia.losses.points import read_points
 from pelagia.models import foreign, registry
 from pelagia.models.model import MaskCrops, Targets
@@ -350,3 +352,36 @@ def test_refuses_impossible_options() -> None:
         mask_truth(replace(objects([1], 32, 32), masks=None), "panoptic", "test")
     with pytest.raises(ModelError, match="needs a label map"):
         mask_truth(objects([1], 32, 32), "semantic", "test")
+
+
+def test_an_export_may_jump_where_rounding_decides_and_nowhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Logits of masked attention within the edge may change sides; a difference of another origin is refused."""
+    torch.manual_seed(0)
+    model = registry.create(
+        "mask2former-r50", CATEGORIES, "panoptic", input_size=64, options=registry.entry("mask2former-r50").tiny
+    )
+    assert isinstance(model, Mask2Former)
+    scramble(model.eval())
+
+    class Other:
+        """The model with its logits moved, and all its masks by a constant."""
+
+        def __init__(self, shift: float, added: float = 0.0) -> None:
+            self._model, self._added, self.card = copy.deepcopy(model), added, model.card
+            self._model.decoder.shift = shift
+
+        def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            with torch.inference_mode():
+                found = self._model(torch.from_numpy(images))
+            return {name: value.numpy() + self._added * (name == "masks") for name, value in found.items()}
+
+    monkeypatch.setattr("pelagia.export.onnx._EDGE", 0.05)
+    same = onnx.check_agreement(model, Other(0.0), onnx.TOLERANCE, tmp_path)
+    assert max(item.relative for item in same.values()) == 0
+    jumped = onnx.check_agreement(model, Other(0.03), onnx.TOLERANCE, tmp_path)
+    assert max(item.relative for item in jumped.values()) > onnx.TOLERANCE
+    with pytest.raises(ExportError, match="differs from the model: masks"):
+        onnx.check_agreement(model, Other(0.03, added=50.0), onnx.TOLERANCE, tmp_path)
+    monkeypatch.setattr("pelagia.export.onnx._EDGE", 0.0)
+    with pytest.raises(ExportError, match="differs from the model"):
+        onnx.check_agreement(model, Other(0.03), onnx.TOLERANCE, tmp_path)

@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 from pelagia.core.card import ModelCard
 from pelagia.errors import ModelError
 
-__all__ = ["check_shapes", "finite_output"]
+__all__ = ["check_shapes", "finite_output", "output"]
+
+
+def output(outputs: Mapping[str, NDArray[Any]], name: str, card: ModelCard) -> NDArray[Any]:
+    """The raw output `name`.
+
+    Raises:
+        ModelError: there is none of this name.
+    """
+    if name not in outputs:
+        raise ModelError(f"the model has no output {name!r}, only {', '.join(outputs) or 'none'}", where=card.name)
+    return outputs[name]
 
 
 def finite_output(outputs: Mapping[str, NDArray[Any]], name: str, card: ModelCard) -> NDArray[Any]:
@@ -20,11 +31,10 @@ def finite_output(outputs: Mapping[str, NDArray[Any]], name: str, card: ModelCar
     Raises:
         ModelError: there is none of this name, or it holds NaN.
     """
-    if name not in outputs:
-        raise ModelError(f"the model has no output {name!r}, only {', '.join(outputs) or 'none'}", where=card.name)
-    if np.isnan(outputs[name]).any():
+    found = output(outputs, name, card)
+    if np.isnan(found).any():
         raise ModelError(f"the network's {name} hold NaN; its weights or its input are broken", where=card.name)
-    return outputs[name]
+    return found
 
 
 def check_shapes(
@@ -37,9 +47,7 @@ def check_shapes(
     """
     free: dict[str, int] = {}
     for name, wanted in expected.items():
-        if name not in outputs:
-            raise ModelError(f"the model has no output {name!r}, only {', '.join(outputs) or 'none'}", where=card.name)
-        shape = outputs[name].shape
+        shape = output(outputs, name, card).shape
         fits = len(shape) == len(wanted) + 1 and shape[0] == batch
         for side, found in zip(wanted, shape[1:], strict=False):
             fits = fits and found == (free.setdefault(side, found) if isinstance(side, str) else side)

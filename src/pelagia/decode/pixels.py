@@ -24,6 +24,7 @@ from pelagia.core.frame import Frame
 from pelagia.core.lazy import resolve
 from pelagia.core.types import Instances, Int, Mask, MaskCrop, SemanticMap
 from pelagia.decode.options import DecodeOptions
+from pelagia.decode.outputs import output
 from pelagia.decode.resample import bilinear
 from pelagia.errors import ModelError
 
@@ -54,9 +55,7 @@ def decode_pixels(
 
 
 def _checked(outputs: Mapping[str, NDArray[Any]], batch: int, card: ModelCard) -> NDArray[Any]:
-    if "logits" not in outputs:
-        raise ModelError(f"the model has no output 'logits', only {', '.join(outputs) or 'none'}", where=card.name)
-    logits = outputs["logits"]
+    logits = output(outputs, "logits", card)
     count = len(card.categories) + (card.task == "instance" and _form(card) != "sigmoid")
     count = 1 if _form(card) == "binary" else count
     if logits.ndim != 4 or logits.shape[:2] != (batch, count) or 0 in logits.shape[2:]:

@@ -29,6 +29,7 @@ from pelagia.data.synthetic import draw_image
 from pelagia.errors import ExportError
 from pelagia.infer.runtimes import CARD_KEY, VALID, OnnxRuntime, PaddedRuntime, Runtime
 from pelagia.models.model import Model
+from pelagia.models.queries.mask2former import Mask2Former
 from pelagia.models.receptive_field import receptive_field
 from pelagia.nn.layers import fuse
 from pelagia.nn.suppression import OPERATOR
@@ -40,6 +41,9 @@ OPSET = 18
 
 #: Largest |exported - model| / (1 + |model|) over all raw outputs that counts as equal.
 TOLERANCE = 1e-3
+
+#: Logits of masks that are so near to 0 may round to either side of it.
+_EDGE = 1e-4
 
 #: Batches that the exported file is tried with: the free axis must be free.
 _BATCHES = (1, 3)
@@ -112,18 +116,43 @@ def export_onnx(model: Model, path: str | Path, *, tolerance: float = TOLERANCE)
 def check_agreement(model: Model, runtime: Runtime, tolerance: float, where: str | Path) -> dict[str, Difference]:
     """`compare_runtime`, which must find no relative difference above `tolerance`.
 
+    Masked attention (Mask2Former) decides by the sign of a logit who sees which cell. At full size there are millions of them,
+    and where one is nearly zero, rounding decides, in the model as in the file, and the answer jumps. Beyond the tolerance such
+    a file may therefore differ by twice as much as the model does from itself when all its logits are moved by `_EDGE`, up and
+    down: what lies within rounding of the edge, and only that, then changes sides.
+
     Raises:
         ExportError: an output differs by more, or has another name or shape.
     """
     outputs = compare_runtime(model, runtime)
-    worst = max(outputs, key=lambda name: outputs[name].relative)
-    if not outputs[worst].relative <= tolerance:  # NaN too
+    limits = dict.fromkeys(outputs, tolerance)
+    if isinstance(model, Mask2Former) and not all(item.relative <= tolerance for item in outputs.values()):
+        limits = {name: tolerance + 2 * jump for name, jump in _jumps(model).items()}
+    worst = max(outputs, key=lambda name: outputs[name].relative / limits[name])
+    if not outputs[worst].relative <= limits[worst]:  # NaN too
         raise ExportError(
             f"the exported graph differs from the model: {worst} by {outputs[worst].absolute:.3g}, relative "
-            f"{outputs[worst].relative:.3g}, more than {tolerance:g}; nothing was written",
+            f"{outputs[worst].relative:.3g}, more than {limits[worst]:g}; nothing was written",
             where=where,
         )
     return outputs
+
+
+def _jumps(model: Mask2Former) -> dict[str, float]:
+    """The largest relative difference of each raw output when the logits of masked attention are moved by `_EDGE`."""
+    network = copy.deepcopy(model).cpu().float().eval()
+    found: dict[str, float] = {}
+    for batch in _BATCHES:
+        images = torch.from_numpy(_inputs(model.card, batch))
+        answers = []
+        for shift in (0.0, _EDGE, -_EDGE):
+            network.decoder.shift = shift
+            with torch.inference_mode():
+                answers.append(network(images))
+        for name, value in answers[0].items():
+            apart = [float(((other[name] - value).abs() / (1 + value.abs())).max()) for other in answers[1:]]
+            found[name] = max(found.get(name, 0.0), *apart)
+    return found
 
 
 def compare_runtime(model: Model, runtime: Runtime) -> dict[str, Difference]:

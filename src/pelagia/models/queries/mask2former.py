@@ -179,7 +179,13 @@ class MaskedLayer(nn.Module):
 
 
 class MaskedDecoder(nn.Module):
-    """Queries that look, layer by layer, at strides 32, 16 and 8 in turn, each inside the mask that it has drawn so far."""
+    """Queries that look, layer by layer, at strides 32, 16 and 8 in turn, each inside the mask that it has drawn so far.
+
+    Attributes:
+        shift: added to the logits that decide what lies inside; not 0 only where their rounding is examined.
+    """
+
+    shift = 0.0
 
     def __init__(self, classes: int, options: Options) -> None:
         super().__init__()
@@ -203,7 +209,8 @@ class MaskedDecoder(nn.Module):
             masks.append(torch.einsum("bqd,bdhw->bqhw", self.masks(answer), pixels))
             if layer is not None:
                 level = index % LEVELS
-                allowed = _inside(masks[-1], levels[level].shape[2:])
+                drawn = masks[-1] + self.shift if self.shift else masks[-1]
+                allowed = _inside(drawn, levels[level].shape[2:])
                 x = layer(x, self.codes[None], memories[level], places[level], allowed)
         return logits, masks
 
