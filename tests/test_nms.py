@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -16,6 +16,13 @@ from pelagia.core import boxes as axis_aligned
 from pelagia.core import nms as N
 from pelagia.core import oriented as oriented_boxes
 from pelagia.errors import LabelError, OptionError
+
+
+@pytest.fixture(autouse=True, params=[N.MANY_PAIRS, 1], ids=["few by numpy", "all compiled"], scope="module")
+def _pairs(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(N, "MANY_PAIRS", request.param)
+        yield
 
 
 def _boxes(rng: np.random.Generator, count: int, extent: float, low: float, high: float) -> np.ndarray:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pelagia.core.types import Float, Int
 
-__all__ = ["compiled", "decode_runs", "oriented_intersections"]
+__all__ = ["compiled", "decode_runs", "near_pairs", "oriented_intersections"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -106,3 +106,28 @@ def oriented_intersections(a: Float, b: Float) -> Float:
         area_a, area_b = a[n, 2] * a[n, 3], b[n, 2] * b[n, 3]
         found[n] = min(total, area_a, area_b) if total > 4e-15 * area_b else 0.0
     return found
+
+
+@compiled
+def near_pairs(asked: Int, first: Int, end: Int, target: Int, bounds: Float, areas: Float, threshold: float) -> tuple[Int, Int]:
+    """Of the pairs (asked[k], target[first[k]:end[k]]) those whose IoU may be above `threshold`, in order: the common part is at
+    most that of the bounds [4, N], x1, y1, x2, y2, and at most the smaller area [N]; rounding does not decide.
+    """
+    most = 0
+    for k in range(len(asked)):
+        most += end[k] - first[k]
+    i, j = np.empty(most, np.int64), np.empty(most, np.int64)
+    count = 0
+    for k in range(len(asked)):
+        a = asked[k]
+        for place in range(first[k], end[k]):
+            b = target[place]
+            width = min(bounds[2, a], bounds[2, b]) - max(bounds[0, a], bounds[0, b])
+            height = min(bounds[3, a], bounds[3, b]) - max(bounds[1, a], bounds[1, b])
+            if width <= 0 or height <= 0:
+                continue
+            common = min(width * height, areas[a], areas[b]) * (1 + 1e-9)
+            if common > threshold * (areas[a] + areas[b] - common):
+                i[count], j[count] = a, b
+                count += 1
+    return i[:count], j[:count]

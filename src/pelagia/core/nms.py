@@ -24,10 +24,11 @@ from numpy.typing import ArrayLike
 
 from pelagia.core import boxes as axis_aligned
 from pelagia.core import oriented as oriented_boxes
+from pelagia.core.lazy import resolve
 from pelagia.core.types import Float, Int, Mask
 from pelagia.errors import LabelError, OptionError
 
-__all__ = ["nms", "nms_oriented", "soft_nms"]
+__all__ = ["MANY_PAIRS", "nms", "nms_oriented", "soft_nms"]
 
 _PAIRS_AT_ONCE = 1 << 17  # pairs whose overlap is computed together: temporaries of a few MiB, near the cache
 _PAIRS_A_ROUND = 1 << 17  # candidate pairs that one round may have,
@@ -36,8 +37,22 @@ _FIRST_ROUND = 256  # objects of the shortest round
 
 _NONE = np.zeros(0, dtype=np.int64)
 
+#: From so many candidate pairs on, those that are apart are left out by a compiled loop, whose import would cost a few more than
+#: it saves.
+MANY_PAIRS = 1 << 16
+
 #: (i, j) index pairs into the sorted objects -> whether one suppresses the other.
 _Suppresses = Callable[[Int, Int], Mask]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """When one object suppresses another: exactly, and by bounds [4, N] and areas [N] when it cannot."""
+
+    suppresses: _Suppresses
+    bounds: Float
+    areas: Float
+    threshold: float
 
 
 def nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float, labels: ArrayLike | None = None) -> Int:
@@ -78,7 +93,7 @@ def nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float, labels: Array
         reach=(1 - iou_threshold) / (1 + iou_threshold),
     )
     keep = np.ones(len(array), dtype=np.bool_)
-    keep[live] = _greedy(grid, suppresses)
+    keep[live] = _greedy(grid, _Rule(suppresses, columns, areas, iou_threshold))
     return order[keep]
 
 
@@ -88,7 +103,8 @@ def nms_oriented(oriented: ArrayLike, scores: ArrayLike, iou_threshold: float, l
     live = np.flatnonzero((array[:, 2:4] > 0).all(axis=1))
     objects = array[live]
     areas = objects[:, 2] * objects[:, 3]
-    x1, y1, x2, y2 = np.ascontiguousarray(oriented_boxes.bounds(objects).T)
+    bounds = np.ascontiguousarray(oriented_boxes.bounds(objects).T)
+    x1, y1, x2, y2 = bounds
 
     def suppresses(i: Int, j: Int) -> Mask:
         # The intersection is at most that of the bounds, and at most the smaller area: most pairs need no clipping.
@@ -111,7 +127,7 @@ def nms_oriented(oriented: ArrayLike, scores: ArrayLike, iou_threshold: float, l
         reach=1.0,
     )
     keep = np.ones(len(array), dtype=np.bool_)
-    keep[live] = _greedy(grid, suppresses)
+    keep[live] = _greedy(grid, _Rule(suppresses, bounds, areas, iou_threshold))
     return order[keep]
 
 
@@ -243,21 +259,30 @@ class _Grid:
         return asked, first, end, target
 
 
-def _pairs(asked: Int, first: Int, end: Int, target: Int) -> Iterator[tuple[Int, Int]]:
-    """Windows of `_Grid.windows` -> index pairs, in chunks of bounded size."""
+def _pairs(rule: _Rule, asked: Int, first: Int, end: Int, target: Int) -> Iterator[tuple[Int, Int]]:
+    """Windows of `_Grid.windows` -> index pairs, in chunks of bounded size; some that cannot suppress are left out."""
     counts = end - first
     stop = np.cumsum(counts)
+    many = len(asked) > 0 and stop[-1] >= MANY_PAIRS
+    near = resolve("pelagia.core.kernels", purpose="suppress boxes").near_pairs if many else None
     begin = 0
     while begin < len(asked):
         before = 0 if begin == 0 else int(stop[begin - 1])
         until = max(begin + 1, int(np.searchsorted(stop, before + _PAIRS_AT_ONCE, "right")))
-        part = counts[begin:until]
-        offset = first[begin:until] - (stop[begin:until] - part - before)
-        yield np.repeat(asked[begin:until], part), target[np.repeat(offset, part) + np.arange(int(part.sum()))]
+        if near is not None:
+            part = slice(begin, until)
+            yield near(asked[part], first[part], end[part], target, rule.bounds, rule.areas, rule.threshold)
+        else:
+            part_counts = counts[begin:until]
+            offset = first[begin:until] - (stop[begin:until] - part_counts - before)
+            yield (
+                np.repeat(asked[begin:until], part_counts),
+                target[np.repeat(offset, part_counts) + np.arange(int(part_counts.sum()))],
+            )
         begin = until
 
 
-def _greedy(grid: _Grid, suppresses: _Suppresses) -> Mask:
+def _greedy(grid: _Grid, rule: _Rule) -> Mask:
     """[N] which objects stay, objects numbered from the strongest."""
     count = len(grid.level)
     keep = np.zeros(count, dtype=np.bool_)
@@ -271,13 +296,13 @@ def _greedy(grid: _Grid, suppresses: _Suppresses) -> Mask:
         if candidates > budget:
             block = rest[: max(_FIRST_ROUND, int(len(rest) * math.sqrt(budget / candidates)))]
             windows = grid.windows(block, block)
-        kept = block[_settle(block, grid.level, _pairs(*windows), suppresses)]
+        kept = block[_settle(block, grid.level, _pairs(rule, *windows), rule.suppresses)]
         keep[kept] = True
         rest = rest[len(block) :]
         if len(rest):
-            _remove(alive, _pairs(*grid.windows(kept, rest)), suppresses, weak=1)
+            _remove(alive, _pairs(rule, *grid.windows(kept, rest)), rule.suppresses, weak=1)
             if grid.climb:  # the windows only look up: the larger of `kept` are found from the smaller of `rest`
-                _remove(alive, _pairs(*grid.windows(rest, kept, lowest=1)), suppresses, weak=0)
+                _remove(alive, _pairs(rule, *grid.windows(rest, kept, lowest=1)), rule.suppresses, weak=0)
             rest = rest[alive[rest]]
     return keep
 
