@@ -3,13 +3,14 @@
     python peer_ultralytics.py REQUEST.json ANSWER.json
 
 The request names `action`: `train` (architecture, data.yaml, epochs, imgsz, batch, seed, out), `predict` (weights, images,
-imgsz), `speed` (architecture, imgsz, images, threads) or `samples` (data, imgsz, count). The answer holds what was asked and the
-seconds it took.
+imgsz), `export` (architecture, imgsz, data, formats, out), `folder` (weights, images, imgsz; and rect, batch, threads) or
+`samples` (data, imgsz, count). The answer holds what was asked and the seconds it took.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -88,21 +89,46 @@ def runs(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": np.diff(ends).astype(int).tolist()}
 
 
-def speed(request: dict[str, Any]) -> dict[str, Any]:
-    """Images per second of `predict` on one square random image at a time, after five to warm up."""
-    if request["threads"]:
-        torch.set_num_threads(request["threads"])
-    model = YOLO(request["architecture"])
-    size = request["imgsz"]
-    image = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
-    for _ in range(5):
-        model.predict(image, imgsz=size, verbose=False, device="cpu")
-    if request["threads"]:
-        torch.set_num_threads(request["threads"])
-    begin = time.perf_counter()
-    for _ in range(request["images"]):
-        model.predict(image, imgsz=size, verbose=False, device="cpu")
-    return {"images_per_second": request["images"] / (time.perf_counter() - begin), "threads": torch.get_num_threads()}
+def export(request: dict[str, Any]) -> dict[str, Any]:
+    """Random weights as yolo11n.pt, and written for other runtimes; what failed, with the reason."""
+    os.chdir(request["out"])
+    torch.manual_seed(0)
+    YOLO(request["architecture"]).save("yolo11n.pt")
+    ways = {
+        "ONNX Runtime": {"format": "onnx"},
+        "OpenVINO": {"format": "openvino"},
+        "OpenVINO int8": {"format": "openvino", "int8": True, "data": request["data"]},
+    }
+    failed = {}
+    for name in request["formats"]:
+        try:
+            YOLO("yolo11n.pt").export(imgsz=request["imgsz"], **ways[name])
+        except (ImportError, RuntimeError, AssertionError) as error:
+            failed[name] = str(error)
+    return {"failed": failed}
+
+
+def folder(request: dict[str, Any]) -> dict[str, Any]:
+    """Images per second of `predict` over a folder, from files to boxes, and processor time of an image; after a first pass."""
+    model = YOLO(request["weights"], task="detect")
+    options = {key: request[key] for key in ("rect", "batch") if key in request}
+
+    def once() -> int:
+        if request.get("threads"):
+            torch.set_num_threads(request["threads"])  # the peer sets its own number whenever it begins
+        results = model.predict(request["images"], imgsz=request["imgsz"], verbose=False, device="cpu", stream=True, **options)
+        count = 0
+        for _ in results:
+            if request.get("threads") and not count:
+                torch.set_num_threads(request["threads"])
+            count += 1
+        return count
+
+    once()
+    begin, used = time.perf_counter(), time.process_time()
+    count = once()
+    seconds, used = time.perf_counter() - begin, time.process_time() - used
+    return {"images_per_second": count / seconds, "processor_ms": 1000 * used / count}
 
 
 def samples(request: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +152,8 @@ def samples(request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Answer one request."""
     request = json.loads(Path(sys.argv[1]).read_text())
-    answer = {"train": train, "predict": predict, "speed": speed, "samples": samples}[request["action"]](request)
+    actions = {"train": train, "predict": predict, "export": export, "folder": folder, "samples": samples}
+    answer = actions[request["action"]](request)
     Path(sys.argv[2]).write_text(json.dumps(answer))
 
 
