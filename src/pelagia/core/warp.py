@@ -82,7 +82,11 @@ def warp(
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     flags = cv2.INTER_LINEAR if interpolation == "linear" else cv2.INTER_NEAREST
     source = part.view(np.uint8) if part.dtype == np.bool_ else part
+    # OpenCV moves bytes of four channels twice as fast as those of three, to the same values.
+    padded = source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3
+    source = cv2.cvtColor(source, cv2.COLOR_RGB2RGBA) if padded else source
     moved = cv2.warpAffine(source, matrix, size, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=(float(fill),) * 4)
+    moved = cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB) if padded else moved
     # OpenCV drops a last axis of 1.
     return np.asarray(moved.view(np.bool_) if part.dtype == np.bool_ else moved).reshape(canvas_shape)
 
