@@ -4,8 +4,9 @@
 
 Each model is built with fresh weights, exported to a temporary file, and compared by the export's own check: a drawn image and
 noise, in batches of one and three. Printed: parameters, size of the file, seconds, and of each raw output the largest |a - b| and
-|a - b| / (1 + |b|). Exit code 1 if an export is refused, with its sentence. Fresh batch norms hold the statistics of no data, so
-they are given those of noise first.
+|a - b| / (1 + |b|). Exit code 1 if an export is refused, with its sentence: Faster R-CNN with fresh weights is, since rounding
+selects other proposals (at 192 pixels 4 of 300 detections of an image differ). Fresh batch norms hold the statistics of no data,
+so they are given those of noise first; the scores of two-stage detectors are spread.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ MODELS = (
     "detr-r50",
     "mask2former-r50",
 )
+#: Weights by whose scores a two-stage detector selects. Fresh ones score all alike, to the sixth digit: rounding then decides
+#: what is selected, in the model as in the file.
+SELECTING, SPREAD = ("rpn.objectness.weight", "box_head.classes.logits.weight"), 30.0
 #: Sides of the input that a model demands.
 SIDES = {"unet": 572}
 
@@ -50,6 +54,9 @@ def settle(model: nn.Module, size: int) -> None:
     if norms:
         model(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
     model.eval()
+    for name, value in model.named_parameters():
+        if name in SELECTING:
+            value.mul_(SPREAD)
 
 
 def export(name: str, size: int, folder: Path) -> bool:
