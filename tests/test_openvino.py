@@ -16,11 +16,11 @@ import torch
 
 from pelagia.api import Predictor, load
 from pelagia.cli import main as cli_main
+from pelagia.core.ahead import side_by_side
 from pelagia.core.image import write
 from pelagia.data.synthetic import draw_image
 from pelagia.errors import CheckpointError, ModelError, OptionError
 from pelagia.export.onnx import export_onnx
-from pelagia.infer.ahead import ahead
 from pelagia.infer.openvino_runtime import OpenVinoRuntime
 from pelagia.infer.runtimes import OnnxRuntime, Runtime, Shared, lanes, runtime_name
 from pelagia.models import checkpoint
@@ -177,14 +177,14 @@ def test_predict_and_evaluate_take_a_runtime(exported: tuple[Model, Path], pictu
 
 
 def test_ahead_keeps_order_and_drops_what_nobody_takes() -> None:
-    assert list(ahead([(lambda n=n: n, n % 3 > 0) for n in range(40)], workers=3)) == list(range(40))
+    assert list(side_by_side([(lambda n=n: n, n % 3 > 0) for n in range(40)], workers=3)) == list(range(40))
     begun: list[int] = []
 
     def steps() -> Iterator[Any]:
         for number in range(1000):
             yield lambda number=number: begun.append(number), True
 
-    taken = ahead(steps(), workers=2)
+    taken = side_by_side(steps(), workers=2)
     next(taken)
     taken.close()  # type: ignore[attr-defined]  # a generator
     assert len(begun) <= 6
@@ -193,7 +193,7 @@ def test_ahead_keeps_order_and_drops_what_nobody_takes() -> None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        list(ahead([(fails, True), (lambda: None, True)], workers=2))
+        list(side_by_side([(fails, True), (lambda: None, True)], workers=2))
 
 
 def test_openvino_is_not_imported_before_it_is_asked_for() -> None:

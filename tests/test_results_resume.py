@@ -354,18 +354,18 @@ def test_pictures_later(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_image_that_changes_while_it_is_predicted_is_not_finished(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = OnnxRuntime.run
+    real = OnnxRuntime.run_session
 
     def grow(self: OnnxRuntime, *shown: Any) -> dict[str, NDArray[Any]]:
         with open(own / "scans" / "scan2.tif", "ab") as stream:
             stream.write(b"x")
         return real(self, *shown)
 
-    monkeypatch.setattr(OnnxRuntime, "run", grow)
+    monkeypatch.setattr(OnnxRuntime, "run_session", grow)
     words = ["predict", own / "m.onnx", own / "scans", "--out", own / "out", "--score", "0.5"]
     assert run(*words, "--shard", "1/1") == 1
     assert not (own / "out" / "results.json").exists()
-    monkeypatch.setattr(OnnxRuntime, "run", real)
+    monkeypatch.setattr(OnnxRuntime, "run_session", real)
     run(*words, "--shard", "1/1")
     assert (own / "out" / "results.json").exists()
 

@@ -1,13 +1,13 @@
-"""Making things ahead of their use, in one thread: reading beside computing."""
+"""Work done in threads before its results are asked for, in order: reading beside computing, one computation beside another."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["ahead"]
+__all__ = ["ahead", "side_by_side"]
 
 T = TypeVar("T")
 
@@ -37,3 +37,23 @@ def ahead(items: Iterator[T], most: int) -> Generator[T, None, None]:
     finally:
         # A step in progress is waited for; those behind it are not begun.
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def side_by_side(steps: Iterable[tuple[Callable[[], T], bool]], *, workers: int) -> Generator[T, None, None]:
+    """The result of each step (work, beside), in order.
+
+    What is done beside is done by one of `workers` threads, at most 2 `workers` steps ahead; the rest by the taker's own thread
+    when its turn comes. An exception of a step is raised in its place; steps that have not begun are then dropped, as they are
+    when the taker stops early.
+    """
+    queued: deque[Callable[[], T]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="pelagia")
+    try:
+        for work, beside in steps:
+            queued.append(pool.submit(work).result if beside else work)
+            if len(queued) > 2 * workers:
+                yield queued.popleft()()
+        while queued:
+            yield queued.popleft()()
+    finally:
+        pool.shutdown(cancel_futures=True)

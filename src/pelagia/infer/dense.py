@@ -34,7 +34,7 @@ from pelagia.errors import ModelError, OptionError
 from pelagia.infer.blend import MapBlock, hann_blocks
 from pelagia.infer.canvas import Canvas
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.runtimes import Runtime
+from pelagia.infer.runtimes import Runtime, Shared
 from pelagia.infer.views import overlap_of
 
 __all__ = ["MapBlock", "MapPlan", "map_blocks", "plan_map", "tiled_map"]
@@ -156,7 +156,9 @@ def map_blocks(runtime: Runtime, plan: MapPlan, options: PredictOptions, decodin
     width, height = (side + 2 * plan.canvas.margin for side in plan.canvas.tile)
     card = replace(runtime.card, input_size=(height, width))
     area = math.prod(runtime.card.input_size) / math.prod(card.input_size)
-    batch = max(int(options.batch * area), 1)
+    shared = Shared(runtime)
+    # On a CPU more images than cores at once only take memory.
+    batch = max(int((min(options.batch, shared.count) if shared.alone else options.batch) * area), 1)
     if plan.way == "hann":
         yield from hann_blocks(runtime, plan.canvas, plan.overlap, plan.block, batch, decoding)
         return

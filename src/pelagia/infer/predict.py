@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pelagia.core.ahead import side_by_side
 from pelagia.core.card import ModelCard
 from pelagia.core.files import temporary_path
 from pelagia.core.image import image_size, letterbox, read
@@ -20,14 +22,13 @@ from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Instances, Prediction
 from pelagia.decode import DecodeOptions
 from pelagia.errors import ImageError, OptionError
-from pelagia.infer.ahead import ahead
 from pelagia.infer.dense import tiled_map
 from pelagia.infer.map_writer import StoredMap, predict_map
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime, Shared
 from pelagia.infer.tiled import tiled_objects
 from pelagia.infer.tiled_panoptic import tiled_panoptic
-from pelagia.infer.views import answer, is_full_resolution, must_tile, tile_size
+from pelagia.infer.views import answer, answers, is_full_resolution, must_tile, tile_size
 
 __all__ = ["FileResult", "predict_batch", "predict_files", "predict_image"]
 
@@ -55,7 +56,10 @@ def predict_batch(runtime: Runtime, images: Sequence[NDArray[Any]], options: Dec
     card = runtime.card
     enlarge = not is_full_resolution(card)
     fitted = [letterbox(image, card.input_size, enlarge=enlarge, margin=card.margin) for image in images]
-    return answer(runtime, [image for image, _ in fitted], [frame for _, frame in fitted], options)
+    if len(fitted) <= 1:
+        return answer(runtime, [image for image, _ in fitted], [frame for _, frame in fitted], options) if fitted else []
+    with closing(answers(runtime, iter(fitted), len(fitted), options)) as found:
+        return list(found)
 
 
 def predict_image(
@@ -110,7 +114,7 @@ def predict_files(
 ) -> Iterator[FileResult]:
     """Objects of each image file, in the order of `paths`; small images are batched, large ones read in windows.
 
-    Small images are read, fitted and decoded in threads beside the network (`infer.ahead`). On a CPU each is a step of its own,
+    Small images are read, fitted and decoded in threads beside the network (`core.ahead`). On a CPU each is a step of its own,
     on the next free core. A file that cannot be read gives a result with its `error`, and the rest goes on. With a folder `maps`
     the class map of a scan is not held but written there, as a temporary file that whoever takes the result moves away.
     """
@@ -140,7 +144,7 @@ def predict_files(
         if waiting:
             yield partial(small, waiting), True
 
-    for results in ahead(steps(), workers=shared.count + 1):
+    for results in side_by_side(steps(), workers=shared.count + 1):
         yield from results
 
 

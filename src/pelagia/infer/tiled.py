@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from pelagia.infer.joining import CUT_MARGIN, join_views
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime
 from pelagia.infer.tiles import Tile, lay_tiles
-from pelagia.infer.views import answer, lay, objects_of, overlap_of, views
+from pelagia.infer.views import answers, lay, objects_of, overlap_of, views
 
 __all__ = ["tiled_objects"]
 
@@ -70,13 +69,10 @@ def _parts(
     further: Frame | None = None,
 ) -> list[Instances]:
     """What each tile shows, in pixels of `scan`, or of the image to which `further` leads from there."""
-    parts: list[Instances] = []
     with closing(views(scan, tiles, runtime.card, local=False, most=2 * options.batch)) as shown:
-        while batch := list(islice(shown, options.batch)):
-            frames = [frame if further is None else _through(frame, further) for _, frame in batch]
-            found = answer(runtime, [image for image, _ in batch], frames, decoding)
-            parts += [objects_of(item, runtime.card) for item in found]
-    return parts
+        placed = ((image, frame if further is None else _through(frame, further)) for image, frame in shown)
+        with closing(answers(runtime, placed, options.batch, decoding)) as found:
+            return [objects_of(item, runtime.card) for item in found]
 
 
 def _through(first: Frame, then: Frame) -> Frame:

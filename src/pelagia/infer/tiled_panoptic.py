@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from pelagia.infer.joining import CUT_MARGIN, join
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime
 from pelagia.infer.tiles import Tile, owned
-from pelagia.infer.views import answer, lay, views
+from pelagia.infer.views import answers, lay, views
 
 __all__ = ["tiled_panoptic"]
 
@@ -57,14 +56,16 @@ def tiled_panoptic(
     stuff: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])  # label -> pixels, score times pixels
     parts: list[Instances] = []
     waiting = iter(windows)
-    with closing(views(scan, tiles, card, local=True, most=2 * options.batch)) as shown:
-        while batch := list(islice(shown, options.batch)):
-            for part in answer(runtime, [image for image, _ in batch], [frame for _, frame in batch], decoding):
-                if not isinstance(part, PanopticMap):
-                    raise ModelError(f"the task {card.task!r} does not answer with a panoptic map", where=card.name)
-                window, owner = next(waiting)
-                _put_stuff(ids, part, window, owner, card, stuff)
-                parts.append(_things(part, owner, size, card))
+    with (
+        closing(views(scan, tiles, card, local=True, most=2 * options.batch)) as shown,
+        closing(answers(runtime, shown, options.batch, decoding)) as found,
+    ):
+        for part in found:
+            if not isinstance(part, PanopticMap):
+                raise ModelError(f"the task {card.task!r} does not answer with a panoptic map", where=card.name)
+            window, owner = next(waiting)
+            _put_stuff(ids, part, window, owner, card, stuff)
+            parts.append(_things(part, owner, size, card))
     things = join(parts, tiles, size, margin=CUT_MARGIN * max(tile))
     first = len(card.categories) + 1
     _put_things(ids, things, first)

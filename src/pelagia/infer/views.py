@@ -9,13 +9,16 @@ input size is the scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import islice
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pelagia.core.ahead import ahead
+from pelagia.core.ahead import ahead, side_by_side
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.image import normalise
@@ -27,12 +30,13 @@ from pelagia.data.augment import FILL
 from pelagia.decode import DecodeOptions, decode
 from pelagia.errors import ModelError
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.runtimes import PaddedRuntime, Runtime
+from pelagia.infer.runtimes import PaddedRuntime, Runtime, Shared
 from pelagia.infer.tiles import Tile, lay_tiles
 
 __all__ = [
     "TILE_FACTOR",
     "answer",
+    "answers",
     "is_full_resolution",
     "is_tiled",
     "lay",
@@ -133,6 +137,22 @@ def _surroundings(scan: Scan, tile: Tile, around: int) -> NDArray[Any]:
     )
     part = scan.read(x1, y1, x2 - x1, y2 - y1)
     return np.pad(part, ((above, below), (left, right), (0, 0)), mode="symmetric") if around else part
+
+
+def answers(
+    runtime: Runtime, shown: Iterator[tuple[NDArray[Any], Frame]], batch: int, options: DecodeOptions
+) -> Generator[Prediction, None, None]:
+    """The answer to each view, in order: on a CPU each view goes through the network alone, on the next free core, and is decoded
+    beside the others; elsewhere `batch` of them go together. Held in `contextlib.closing` where it may be left early."""
+    shared = Shared(runtime)
+
+    def steps() -> Iterator[tuple[Callable[[], list[Prediction]], bool]]:
+        while chosen := list(islice(shown, 1 if shared.alone else batch)):
+            yield partial(answer, shared, [image for image, _ in chosen], [frame for _, frame in chosen], options), True
+
+    with closing(side_by_side(steps(), workers=shared.count + 1 if shared.alone else 1)) as found:
+        for part in found:
+            yield from part
 
 
 def answer(runtime: Runtime, images: Sequence[NDArray[Any]], frames: Sequence[Frame], options: DecodeOptions) -> list[Prediction]:
