@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 
 from pelagia.api import Predictor, load, open_dataset
@@ -155,6 +156,19 @@ def test_the_last_layers_are_those_before_the_outputs(source: Path) -> None:
     kinds = {node.name: node.op_type for node in graph.graph.node}
     assert sum(kinds[name] == "Conv" for name in last) == 6  # a box and a class layer for each of three grids
     assert sum(kind == "Conv" for kind in kinds.values()) > 40
+
+
+def test_silu_is_one_operator_before_quantization(source: Path) -> None:
+    core = openvino.Core()
+    graph = core.read_model(str(source))
+    sigmoids = sum(node.get_type_name() == "Sigmoid" for node in graph.get_ops())
+    plain, joined = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), core.read_model(str(source))
+    assert int8_module._join_silu(joined, openvino) == sigmoids > 40
+    assert not any(node.get_type_name() == "Sigmoid" for node in joined.get_ops())
+    images = np.random.default_rng(0).normal(0, 1, (2, 3, 64, 96)).astype(np.float32)
+    found = core.compile_model(joined, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)
+    for index, value in enumerate(plain(images).values()):
+        np.testing.assert_allclose(found[index], value, rtol=1e-3, atol=1e-3)
 
 
 def test_without_a_score_nothing_is_measured(

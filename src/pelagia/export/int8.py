@@ -249,6 +249,7 @@ def _quantize_openvino(source: Path, inputs: list[NDArray[np.float32]], card: Mo
     nncf = resolve("nncf", purpose="quantize a model for OpenVINO")
     nncf.set_log_level(logging.ERROR)
     graph = openvino.Core().read_model(str(source))
+    _join_silu(graph, openvino)
     with _quiet():
         return nncf.quantize(
             graph,
@@ -258,6 +259,32 @@ def _quantize_openvino(source: Path, inputs: list[NDArray[np.float32]], card: Mo
             model_type=nncf.ModelType.TRANSFORMER if card.decoder == "queries" else None,
             ignored_scope=nncf.IgnoredScope(names=_last_openvino(graph)) if float_head else None,
         )
+
+
+def _join_silu(graph: Any, openvino: Any) -> int:
+    """Make x * sigmoid(x), as it stands in ONNX, one operator, and tell how many there were.
+
+    Else NNCF rounds between the two, and the activation is not computed within the convolution before it: for YOLO11n a
+    quarter of the network's time.
+    """
+    count = 0
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "Multiply":
+            continue
+        for value, gate in (node.input_values(), node.input_values()[::-1]):
+            sigmoid = gate.get_node()
+            if sigmoid.get_type_name() == "Sigmoid" and _same(sigmoid.input_value(0), value):
+                joined = openvino.opset13.swish(value)
+                joined.set_friendly_name(node.get_friendly_name())
+                node.output(0).replace(joined.output(0))
+                count += 1
+                break
+    return count
+
+
+def _same(first: Any, second: Any) -> bool:
+    names = [(item.get_node().get_friendly_name(), item.get_index()) for item in (first, second)]
+    return names[0] == names[1]
 
 
 def _last_openvino(graph: Any) -> list[str]:
