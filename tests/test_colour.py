@@ -1,0 +1,49 @@
+"""Changes of intensity against their formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pelagia.data import colour
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_no_shift_of_colour_changes_next_to_nothing(dtype: type, channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (16, 16, channels), dtype=dtype)
+    same = colour.shift_hsv(image, np.random.default_rng(0), 0.0, 0.0, 0.0)
+    assert np.abs(same.astype(int) - image).max() <= np.iinfo(dtype).max * (0.03 if channels == 3 else 0.0)
+
+
+def test_brightness_is_a_power_without_burning_out() -> None:
+    ramp = np.arange(256, dtype=np.uint8)[None, :, None]
+    for seed in range(10):
+        power = float(np.exp(np.random.default_rng(seed).uniform(size=3)[2] * 2 * np.log(1.4) - np.log(1.4)))
+        found = colour.shift_hsv(ramp, np.random.default_rng(seed), 0.0, 0.0, 0.4)[0, :, 0]
+        np.testing.assert_allclose(found, 255 * (np.arange(256) / 255) ** power, atol=0.51)
+        assert np.count_nonzero(found == 255) <= 3
+
+
+def test_hue_turns_and_saturation_scales() -> None:
+    red = np.full((1, 1, 3), (200, 100, 100), dtype=np.uint8)
+    drawn = [colour.shift_hsv(red, np.random.default_rng(seed), 0.1, 0.5, 0.0).reshape(3) for seed in range(30)]
+    seen = np.array(drawn, dtype=int)
+    assert (seen.max(axis=1) >= 198).all()  # value stays
+    saturation = 1 - seen.min(axis=1) / seen.max(axis=1)
+    assert saturation.min() < 0.35
+    assert saturation.max() > 0.65
+    assert (seen[:, 1] != seen[:, 2]).any()
+
+
+def test_noise_has_the_stated_sigma_and_blur_keeps_the_mean() -> None:
+    flat = np.full((200, 200, 3), 128, dtype=np.uint8)
+    sigma = np.random.default_rng(4).uniform(0, 0.03) * 255
+    noisy = colour.add_noise(flat, np.random.default_rng(4))
+    assert noisy[..., 0].std() == pytest.approx(sigma, rel=0.05, abs=0.1)
+    np.testing.assert_array_equal(noisy[..., 0], noisy[..., 2])
+    spots = np.random.default_rng(0).integers(0, 255, (64, 64, 1), dtype=np.uint8)
+    blurred = colour.blur(spots, np.random.default_rng(0))
+    assert blurred.shape == spots.shape
+    assert blurred.mean() == pytest.approx(spots.mean(), abs=1)
+    assert blurred.std() < spots.std()
