@@ -25,7 +25,8 @@ from pelagia.models import registry
 from pelagia.models.foreign import load_foreign
 from pelagia.models.grids.ultralytics import foreign_name
 from pelagia.models.model import Model
-from pelagia.models.torchfile import Limits, Name, Record, read_torch_file
+from pelagia.models.torchfile import Limits, read_torch_file
+from pelagia.models.unpickle import Name, Record
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from datasets import draw, survey
 from pelagia.core import masks as core_masks
 from pelagia.core.types import Category, Instances, Int, MaskCrop
 from pelagia.data import label_maps
-from pelagia.data.annotations import AnnotationBuilder
+from pelagia.data.annotation_builder import AnnotationBuilder
 from pelagia.data.dataset import Dataset
 from pelagia.data.panoptic_png import read_ids, write_ids
 from pelagia.errors import DataError, FormatError

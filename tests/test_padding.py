@@ -25,7 +25,8 @@ from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.models.model import Model, Targets
 from pelagia.models.registry import create, entry
 from pelagia.models.runtime import TorchRuntime
-from pelagia.train.data import Maker, Plan, collate
+from pelagia.train.batch import collate
+from pelagia.train.data import Maker, Plan
 from pelagia.train.distributed import Group
 from pelagia.train.step import wrap
 

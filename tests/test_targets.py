@@ -11,7 +11,7 @@ from pelagia.core.types import Instances, MaskCrop
 from pelagia.data.sample import Sample
 from pelagia.models import targets
 from pelagia.models.targets import MaskCrops
-from pelagia.train.data import collate
+from pelagia.train.batch import collate
 
 
 def samples() -> list[Sample]:

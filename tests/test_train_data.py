@@ -17,7 +17,8 @@ from pelagia.core.types import Instances
 from pelagia.data.augment import AugmentOptions
 from pelagia.data.sample import Sample
 from pelagia.errors import DataError, ImageError
-from pelagia.train.data import Batch, CachedDataset, ImageCache, Loader, Maker, Plan, collate, measure_window, to_network
+from pelagia.train.batch import Batch, collate, to_network
+from pelagia.train.data import CachedDataset, ImageCache, Loader, Maker, Plan, measure_window
 from training import draw
 
 EVERYTHING = AugmentOptions(mosaic=0.5, mixup=0.3, cutmix=0.3, rotate_deg=20.0, noise=0.5, blur=0.5)

@@ -18,7 +18,8 @@ from pelagia.core import files as core_files
 from pelagia.core import image as core_image
 from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, Int, PanopticMap, SemanticMap, Task
 from pelagia.data import label_maps, object_maps
-from pelagia.data.annotations import AnnotationBuilder, Annotations
+from pelagia.data.annotation_builder import AnnotationBuilder
+from pelagia.data.annotations import Annotations
 from pelagia.data.findings import Finding
 from pelagia.data.label_pixels import read_label_pixels
 from pelagia.data.sample import Sample

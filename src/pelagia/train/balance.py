@@ -18,7 +18,7 @@ from pelagia.data.sample import Sample
 from pelagia.losses.pixels import Form, membership
 from pelagia.models.model import Model
 from pelagia.models.pixels.dense import BALANCED, DenseOptions, dense_truth
-from pelagia.train.data import collate
+from pelagia.train.batch import collate
 
 __all__ = ["balance", "balanced_weights", "count_pixels"]
 

@@ -25,8 +25,9 @@ from pelagia.infer.scale import training_scale
 from pelagia.models import checkpoint
 from pelagia.models.model import Model
 from pelagia.models.receptive_field import receptive_field
+from pelagia.train.batch import Batch
 from pelagia.train.checkpoint import Progress, read_progress, restore, save_last
-from pelagia.train.data import Batch, CachedDataset, ImageCache, Loader, Maker, Plan
+from pelagia.train.data import CachedDataset, ImageCache, Loader, Maker, Plan
 from pelagia.train.distributed import Group, join_group
 from pelagia.train.interrupt import Interrupt
 from pelagia.train.memory import available_bytes, fitting_batch

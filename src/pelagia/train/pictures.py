@@ -15,7 +15,7 @@ from pelagia.data.dataset import Dataset
 from pelagia.data.geometry import Keep, follow
 from pelagia.errors import TrainingError
 from pelagia.models.targets import MaskCrops, Targets
-from pelagia.train.data import Batch
+from pelagia.train.batch import Batch
 
 __all__ = ["batch_truths", "contact_sheet", "picture", "stored_images", "truth_of"]
 

@@ -34,7 +34,7 @@ from pelagia.core.types import Category, Prediction
 from pelagia.data.dataset import Dataset
 from pelagia.errors import OptionError
 from pelagia.report.plots import training_curves
-from pelagia.train.data import Batch
+from pelagia.train.batch import Batch
 from pelagia.train.options import CONFIG_NAME, TrainOptions
 from pelagia.train.pictures import batch_truths, contact_sheet, picture, stored_images, truth_of
 

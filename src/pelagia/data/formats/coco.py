@@ -13,23 +13,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
 from pelagia.core.allocator import paused_collection
 from pelagia.core.files import read_json
 from pelagia.core.oriented import OrientedConvention
 from pelagia.core.types import Float, Task
-from pelagia.data.annotations import Columns
+from pelagia.data.annotation_builder import Columns
 from pelagia.data.dataset import Dataset
 from pelagia.data.formats.coco_categories import list_of, read_categories
 from pelagia.data.formats.coco_columns import plain_columns
+from pelagia.data.formats.coco_outlines import derived_box, read_keypoints, read_segmentation
 from pelagia.data.formats.common import Collector, Place, ReadOptions, number, numbers
 from pelagia.data.formats.find import ImageFinder
 from pelagia.data.formats.writing import CATEGORIES_FILE
-from pelagia.data.outlines import rings_area, rings_bounds
-from pelagia.errors import FormatError, OptionError, PelagiaError
+from pelagia.data.outlines import rings_area
+from pelagia.errors import FormatError, OptionError
 
 __all__ = ["ANGLES", "SPLIT_WORDS", "read", "sniff"]
 
@@ -262,12 +261,12 @@ def _read_annotation(entry: Mapping[str, Any], position: int, state: _State) -> 
         out.note("error", "annotation.category", f"category_id {entry.get('category_id')!r} is no category; left out", where)
         return
     label = state.labels[entry["category_id"]]
-    rings, runs = _segmentation(entry.get("segmentation"), image, where, state)
-    keypoints = _keypoints(entry.get("keypoints"), where)
+    rings, runs = read_segmentation(entry.get("segmentation"), image, where, out)
+    keypoints = read_keypoints(entry.get("keypoints"), where)
     box, oriented = _box(entry.get("bbox"), where, state)
     width, height = out.sizes[image]
     if box is None:
-        box = _derived_box(rings, runs, keypoints, width, height)
+        box = derived_box(rings, runs, keypoints, width, height)
         if box is None:
             out.note("error", "annotation.empty", "the annotation has neither box nor outline nor keypoints; left out", where)
             return
@@ -341,73 +340,6 @@ def _box(value: Any, where: Place, state: _State) -> tuple[Float | None, Float |
         return np.array([given[0], given[1], given[0], given[1]]), None
     oriented: Float = core_oriented.convert(given[None], state.angle, "canonical")
     return core_oriented.bounds(oriented)[0], oriented[0]
-
-
-def _segmentation(value: Any, image: int, where: Place, state: _State) -> tuple[list[Float], NDArray[np.uint32] | None]:
-    """The rings, or the runs, whichever `segmentation` holds."""
-    if not value:
-        return [], None
-    if isinstance(value, dict):
-        return [], _runs(value, image, where, state)
-    if not isinstance(value, list):
-        raise FormatError("segmentation must be a list of polygons or a run-length object", where=str(where))
-    parts = value if isinstance(value[0], list) else [value]
-    rings = []
-    for part in parts:
-        flat = numbers(part, "polygon", where)
-        if len(flat) % 2:
-            raise FormatError(f"a polygon needs pairs of x and y, got {len(flat)} numbers", where=str(where))
-        rings.append(flat.reshape(-1, 2))
-    return state.out.clean_rings(rings, where), None
-
-
-def _runs(value: Mapping[str, Any], image: int, where: Place, state: _State) -> NDArray[np.uint32] | None:
-    width, height = state.out.sizes[image]
-    size, counts = value.get("size"), value.get("counts")
-    if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, list | str):
-        raise FormatError("a run-length mask needs size [height, width] and counts", where=str(where))
-    if [int(number(side, "size", where)) for side in size] != [height, width]:
-        text = f"mask of {size[1]} x {size[0]} pixels for an image of {width} x {height}; the mask is left out, its box is kept"
-        state.out.note("error", "mask.size", text, where)
-        return None
-    if isinstance(counts, str):
-        try:
-            runs = core_masks.rle_from_string(counts, height, width).counts
-        except PelagiaError as error:
-            raise FormatError(f"the compressed run lengths are broken ({error.reason})", where=str(where)) from error
-    else:
-        given = numbers(counts, "counts", where) if counts else np.zeros(0)
-        if (given < 0).any() or (given != np.floor(given)).any():
-            raise FormatError("run lengths must be whole numbers from 0", where=str(where))
-        runs = given.astype(np.uint32)
-    if int(runs.sum(dtype=np.int64)) != width * height:
-        raise FormatError(f"run lengths add up to {int(runs.sum(dtype=np.int64))}, not to {width} x {height}", where=str(where))
-    if not runs[1::2].any():
-        state.out.note("warning", "mask.empty", "the mask has no pixel; left out", where)
-        return None
-    return runs
-
-
-def _keypoints(value: Any, where: Place) -> Float | None:
-    if not value:
-        return None
-    flat = numbers(value, "keypoints", where)
-    if len(flat) % 3:
-        raise FormatError(f"keypoints need x, y, v for each point, got {len(flat)} numbers", where=str(where))
-    return flat.reshape(-1, 3)
-
-
-def _derived_box(
-    rings: list[Float], runs: NDArray[np.uint32] | None, keypoints: Float | None, width: int, height: int
-) -> Float | None:
-    if rings:
-        return rings_bounds(rings)
-    if runs is not None:
-        bounds: Float = core_masks.bounds(core_masks.crop_from_rle(core_masks.RLE(height, width, runs)))
-        return bounds
-    if keypoints is not None and (keypoints[:, 2] > 0).any():
-        return rings_bounds([keypoints[keypoints[:, 2] > 0, :2]])
-    return None
 
 
 def _closing_notes(state: _State) -> None:

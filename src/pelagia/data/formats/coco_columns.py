@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pelagia.core.masks import rle_from_strings
 from pelagia.core.types import Float, Int
-from pelagia.data.annotations import Columns
+from pelagia.data.annotation_builder import Columns
 from pelagia.errors import LabelError
 
 __all__ = ["plain_columns"]

@@ -13,7 +13,8 @@ import numpy as np
 
 from pelagia.core.image import IMAGE_SUFFIXES, image_size
 from pelagia.core.types import Category, Float, Int, Task
-from pelagia.data.annotations import AnnotationBuilder, Annotations
+from pelagia.data.annotation_builder import AnnotationBuilder
+from pelagia.data.annotations import Annotations
 from pelagia.data.dataset import Dataset
 from pelagia.data.findings import Finding, Severity
 from pelagia.data.outlines import rings_bounds

@@ -21,7 +21,7 @@ from pelagia.errors import CheckpointError
 from pelagia.models.checkpoint import build
 from pelagia.models.model import Model
 from pelagia.models.registry import create, entries
-from pelagia.models.torchfile import Record
+from pelagia.models.unpickle import Record
 
 __all__ = ["foreign_name", "load", "recognises"]
 
