@@ -9,20 +9,22 @@ that each object stays a component of its own, and the weights of the U-Net pape
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pelagia.core.card import ModelCard
 from pelagia.core.types import IGNORE_INDEX, Category, Task
 from pelagia.errors import ModelError, OptionError
 from pelagia.losses.borders import border_weights, components
 from pelagia.losses.pixels import ALONE, FORMS, TERMS, Form, Processes, pixel_loss
 from pelagia.models.targets import Targets
+from pelagia.nn.backbones import TimmBackbone, open_residuals
 
-__all__ = ["BALANCED", "DenseOptions", "DenseTruth", "channels", "dense_loss", "dense_truth"]
+__all__ = ["BALANCED", "DenseOptions", "DenseTruth", "channels", "dense_card", "dense_loss", "dense_truth", "dilated"]
 
 #: Classes of a label map of 8 bits beside 255.
 _MOST_CLASSES: Final = 255
@@ -124,6 +126,40 @@ def channels(name: str, task: Task, categories: tuple[Category, ...], options: D
     if given and len(given) != classes and (options.form != "sigmoid" or len(given) != 2 * classes):
         raise OptionError(f"class_weights has {len(given)} numbers for {classes} classes")
     return 1 if options.form == "binary" else classes
+
+
+def dense_card(
+    name: str,
+    task: Task,
+    categories: tuple[Category, ...],
+    input_size: tuple[int, int],
+    options: DenseOptions,
+    *,
+    stride: int = 32,
+    margin: int = 0,
+) -> ModelCard:
+    """The card of a dense model, whose outputs `pelagia.decode.pixels` reads."""
+    return ModelCard(
+        name=name,
+        task=task,
+        decoder="pixels",
+        categories=categories,
+        input_size=input_size,
+        stride=stride,
+        margin=margin,
+        options=asdict(options),
+    )
+
+
+def dilated(name: str) -> TimmBackbone:
+    """Stages 3 and 4 of the network `timm:NAME`, dilated to stride 8 in place of 16 and 32.
+
+    Raises:
+        OptionError: timm has no such network, or it cannot be dilated.
+    """
+    backbone = TimmBackbone(name.removeprefix("timm:"), (16, 32), output_stride=8)
+    open_residuals(backbone)
+    return backbone
 
 
 @dataclass(frozen=True)

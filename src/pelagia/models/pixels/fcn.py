@@ -13,18 +13,16 @@ that hold classes of Pascal VOC (`models.pixels.torchvision` reads them).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor, nn
 
-from pelagia.core.card import ModelCard
 from pelagia.core.types import Category, Task
 from pelagia.errors import OptionError
 from pelagia.losses.pixels import Processes
 from pelagia.models.model import Model, Targets
-from pelagia.models.pixels.dense import DenseOptions, channels, dense_loss, dense_truth
-from pelagia.nn.backbones import TimmBackbone, open_residuals
+from pelagia.models.pixels.dense import DenseOptions, channels, dense_card, dense_loss, dense_truth, dilated
 from pelagia.nn.layers import conv_relu
 
 __all__ = ["FCN", "FCNHead", "Options"]
@@ -88,11 +86,8 @@ class FCN(Model):
         super().__init__()
         out = channels(name, task, categories, options)
         self.options = options
-        self.card = ModelCard(
-            name=name, task=task, decoder="pixels", categories=categories, input_size=input_size, options=asdict(options)
-        )
-        self.backbone = TimmBackbone(options.backbone.removeprefix("timm:"), (16, 32), output_stride=8)
-        open_residuals(self.backbone)
+        self.card = dense_card(name, task, categories, input_size, options)
+        self.backbone = dilated(options.backbone)
         third, fourth = self.backbone.channels
         self.head = FCNHead(fourth, out, options.dropout)
         self.aux = FCNHead(third, out, options.dropout) if options.aux_weight else None

@@ -16,19 +16,18 @@ convolutions (the answer then covers the input) and batch normalisation. `unet_t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pelagia.core.card import ModelCard
 from pelagia.core.types import Category, Task
 from pelagia.errors import ModelError, OptionError
 from pelagia.losses.pixels import Processes
 from pelagia.models.model import Model, Targets
-from pelagia.models.pixels.dense import DenseOptions, channels, dense_loss, dense_truth
+from pelagia.models.pixels.dense import DenseOptions, channels, dense_card, dense_loss, dense_truth
 
 __all__ = ["Options", "UNet", "margin_of"]
 
@@ -104,16 +103,7 @@ class UNet(Model):
         out = channels(name, task, categories, options)
         self.options = options
         margin = 0 if options.padding else margin_of(options.depth)
-        self.card = ModelCard(
-            name=name,
-            task=task,
-            decoder="pixels",
-            categories=categories,
-            input_size=input_size,
-            stride=2**options.depth,
-            margin=margin,
-            options=asdict(options),
-        )
+        self.card = dense_card(name, task, categories, input_size, options, stride=2**options.depth, margin=margin)
         self._check(input_size)
         widths = [options.width * 2**level for level in range(options.depth + 1)]
         self.down = nn.ModuleList(_double(enter, width, options) for enter, width in zip([3, *widths[:-1]], widths, strict=True))

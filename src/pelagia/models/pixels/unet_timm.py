@@ -14,17 +14,16 @@ of each of its cells (for the 4 x 4 pixels over encoders that begin at stride 4)
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final, final
 
 from torch import Tensor, nn
 
-from pelagia.core.card import ModelCard
 from pelagia.core.types import Category, Task
 from pelagia.errors import ModelError, OptionError
 from pelagia.losses.pixels import Processes
 from pelagia.models.model import Model, Targets
-from pelagia.models.pixels.dense import DenseOptions, channels, dense_loss, dense_truth
+from pelagia.models.pixels.dense import DenseOptions, channels, dense_card, dense_loss, dense_truth
 from pelagia.nn.backbones import TimmBackbone, open_residuals
 from pelagia.nn.upsample import JoinFiner, SubPixelHead
 
@@ -81,15 +80,7 @@ class TimmUNet(Model):
         self.backbone = TimmBackbone(options.backbone.removeprefix("timm:"), None)
         open_residuals(self.backbone)
         strides = self.backbone.strides
-        self.card = ModelCard(
-            name=name,
-            task=task,
-            decoder="pixels",
-            categories=categories,
-            input_size=input_size,
-            stride=strides[-1],
-            options=asdict(options),
-        )
+        self.card = dense_card(name, task, categories, input_size, options, stride=strides[-1])
         self._check(input_size)
         widths = [max(round(_WIDTH_PER_STRIDE * stride * options.width), 8) for stride in strides[:-1]]
         deep = [*widths[1:], self.backbone.channels[-1]]
