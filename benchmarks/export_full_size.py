@@ -4,9 +4,8 @@
 
 Each model is built with fresh weights, exported to a temporary file, and compared by the export's own check: a drawn image and
 noise, in batches of one and three. Printed: parameters, size of the file, seconds, and of each raw output the largest |a - b| and
-|a - b| / (1 + |b|). Exit code 1 if an export is refused, with its sentence: Faster R-CNN with fresh weights is, since rounding
-selects other proposals (at 192 pixels 4 of 300 detections of an image differ). Fresh batch norms hold the statistics of no data,
-so they are given those of noise first; the scores of two-stage detectors are spread.
+|a - b| / (1 + |b|). Exit code 1 if an export is refused, with its sentence. Fresh batch norms hold the statistics of no data, so
+they are given those of noise first; the scores of two-stage detectors are spread.
 """
 
 from __future__ import annotations

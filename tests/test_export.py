@@ -20,7 +20,7 @@ from pelagia.core.types import Category
 from pelagia.data.synthetic import draw_image
 from pelagia.errors import ExportError, OptionError
 from pelagia.export import onnx as export_module
-from pelagia.export.onnx import TOLERANCE, export_onnx
+from pelagia.export.onnx import TOLERANCE, check_agreement, export_onnx
 from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime
 from pelagia.models import checkpoint
 from pelagia.models.model import Model
@@ -149,17 +149,23 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         load(tmp_path / "best.safetensors").export(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "task"), [("faster-rcnn", "detect"), ("mask-rcnn", "instance"), ("keypoint-rcnn", "keypoints")])
-def test_two_stage_graphs_suppress_and_pool(name: str, task: Any, tmp_path: Path) -> None:
+def two_stage(name: str, task: Any, **options: Any) -> TwoStage:
+    """A tiny two-stage detector whose scores are spread."""
     torch.manual_seed(0)
     points = {"keypoints": ("left", "right", "tail")} if task == "keypoints" else {}
     classes = [Category(index, str(index), **points) for index in range(3)]
-    model = create_model(name, classes, task=task, input_size=SIZE, options=dict(entry(name).tiny))
+    model = create_model(name, classes, task=task, input_size=SIZE, options={**entry(name).tiny, **options})
     assert isinstance(model, TwoStage)
     with torch.no_grad():  # or all scores are alike
         for layer in (model.rpn.objectness, model.rpn.offsets, *model.box_head.classes.values()):
             layer.weight.mul_(20)
-    report = export_onnx(model.eval(), tmp_path / "m.onnx")
+    return model.eval()
+
+
+@pytest.mark.parametrize(("name", "task"), [("faster-rcnn", "detect"), ("mask-rcnn", "instance"), ("keypoint-rcnn", "keypoints")])
+def test_two_stage_graphs_suppress_and_pool(name: str, task: Any, tmp_path: Path) -> None:
+    model = two_stage(name, task)
+    report = export_onnx(model, tmp_path / "m.onnx")
     extra = {"instance": {"masks"}, "keypoints": {"heatmaps"}}.get(task, set())
     assert set(report.outputs) == {"boxes", "scores", "labels"} | extra
     assert all(item.relative <= TOLERANCE for item in report.outputs.values())
@@ -169,3 +175,31 @@ def test_two_stage_graphs_suppress_and_pool(name: str, task: Any, tmp_path: Path
     assert found["boxes"].shape == (2, 20, 4)
     with torch.inference_mode():
         assert int((model(torch.rand(2, 3, *SIZE))["scores"] > 0).sum()) >= 20
+
+
+def test_of_equal_anchors_the_graph_proposes_those_of_the_model(tmp_path: Path) -> None:
+    """Even padding scores alike to the bit, here the whole image does: which anchors are highest must not be chance."""
+    model = two_stage("faster-rcnn", "detect", rpn_before=40)
+    with torch.no_grad():
+        model.rpn.objectness.weight.zero_()
+    report = export_onnx(model, tmp_path / "m.onnx")
+    assert all(item.relative <= TOLERANCE for item in report.outputs.values())
+    with torch.inference_mode():
+        assert int((model(torch.rand(2, 3, *SIZE))["scores"] > 0).sum()) >= 20
+
+
+def test_two_stage_graphs_that_differ_are_refused(tmp_path: Path) -> None:
+    """A constant added to one answer of either stage, then taken away."""
+    model = two_stage("faster-rcnn", "detect")
+    export_onnx(model, tmp_path / "m.onnx")
+    runtime = OnnxRuntime(tmp_path / "m.onnx", threads=1)
+    for part in ("rpn.objectness", "rpn.offsets", "box_head.classes.logits", "box_head.classes.offsets"):
+        bias = model.get_parameter(f"{part}.bias")
+        kept = bias.detach().clone()
+        with torch.no_grad():
+            bias[1::4] += 0.1
+        with pytest.raises(ExportError, match="differs from the model"):
+            check_agreement(model, runtime, TOLERANCE, tmp_path)
+        with torch.no_grad():
+            bias.copy_(kept)
+        check_agreement(model, runtime, TOLERANCE, tmp_path)

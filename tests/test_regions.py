@@ -22,6 +22,7 @@ from pelagia.errors import ModelError, OptionError
 from pelagia.models.registry import create, entry
 from pelagia.nn.anchors import decode_offsets, encode_offsets, grid_anchors
 from pelagia.nn.roi import pool_regions
+from pelagia.nn.rpn import highest
 from pelagia.nn.suppression import suppress
 
 
@@ -94,6 +95,18 @@ def test_suppression_is_that_of_the_array_side() -> None:
         alive = np.flatnonzero(scores[group].numpy() > 0)
         expected = alive[core_nms.nms(boxes[group, alive].numpy(), scores[group, alive].numpy(), 0.4)]
         assert sorted(expected) == torch.nonzero(kept[group])[:, 0].tolist()
+
+
+@pytest.mark.parametrize("most", [1, 7, 100, 1000])
+def test_of_equal_scores_the_first_are_the_highest(most: int) -> None:
+    scores = torch.randint(-3, 4, (4, 300), generator=torch.Generator().manual_seed(most)) / 3
+    scores[1] = 0.0
+    scores[2] *= torch.tensor([1.0, -0.0]).repeat(150)  # zeros of both signs are equal
+    values, place = highest(scores, most)
+    for row in range(4):
+        expected = sorted(range(300), key=lambda column: (-float(scores[row, column]), column))[:most]
+        assert place[row].tolist() == expected
+        assert torch.equal(values[row], scores[row, expected])
 
 
 def test_pooling_reads_the_level_of_a_region() -> None:

@@ -9,7 +9,7 @@ from pelagia.nn.anchors import decode_offsets
 from pelagia.nn.layers import conv_relu
 from pelagia.nn.suppression import suppress
 
-__all__ = ["RegionProposals", "clip_to", "propose", "strongest"]
+__all__ = ["RegionProposals", "clip_to", "highest", "propose", "strongest"]
 
 #: Proposals with a side below, in input pixels, are left out.
 _SMALLEST = 1e-3
@@ -66,7 +66,7 @@ def propose(
     boxes, scores = [], []
     for level_logits, level_offsets, level_anchors in zip(logits, offsets, anchors, strict=True):
         # By logits: chances near one are rounded alike.
-        strength, index = level_logits.detach().float().topk(min(before, level_logits.shape[1]), dim=1)  # [B, k]
+        strength, index = highest(level_logits.detach().float(), before)  # [B, k]
         chance = strength.sigmoid()
         chosen = level_offsets.detach().float().gather(1, index[..., None].expand(-1, -1, 4))
         found = clip_to(decode_offsets(chosen, level_anchors[index], (1.0, 1.0, 1.0, 1.0)), limits)
@@ -79,9 +79,28 @@ def propose(
     return found, chance > 0
 
 
+def highest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The `most` highest of float32 scores [B, P], or all if there are fewer, falling, and their places; of equal ones the first.
+
+    Padding and other even areas score alike to the bit, cell after cell. Of equal values PyTorch's `topk` takes any, ONNX's TopK
+    the first: without a rule the exported graph would propose other regions than the model.
+    """
+    most = min(most, scores.shape[1])
+    if torch.compiler.is_exporting():
+        values, place = scores.topk(most, dim=1)
+        return values, place
+    # Unique keys: the bits of a float, as a whole number in the order of the floats, then the place from the end. Several times
+    # faster than a stable sort of all.
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0: -0.0 equals 0.0
+    order = torch.where(bits < 0, bits ^ torch.iinfo(torch.int32).max, bits).long()
+    later = torch.arange(scores.shape[1] - 1, -1, -1, device=scores.device)
+    place = ((order << 32) + later).topk(most, dim=1).indices
+    return scores.gather(1, place), place
+
+
 def strongest(boxes: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `most` of boxes [B, P, 4] by score, their scores, falling, and their places; boxes of score 0 are zeros."""
-    scores, place = scores.topk(min(most, scores.shape[1]), dim=1)
+    scores, place = highest(scores, most)
     boxes = boxes.gather(1, place[..., None].expand(-1, -1, 4))
     return torch.where(scores[..., None] > 0, boxes, 0.0), scores, place
 
