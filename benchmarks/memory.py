@@ -144,6 +144,8 @@ def main() -> None:
     args = parser.parse_args()
     sizes = [(640, 640), *((side, side) for side in args.sides)] + ([tuple(args.wide)] if all(args.wide) else [])
     bank = drawn_tiles()
+    if args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         models = {}

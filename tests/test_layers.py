@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -16,7 +17,7 @@ from pelagia.nn.attention import C2PSA, Attention
 from pelagia.nn.backbones import TimmBackbone
 from pelagia.nn.csp import SPPF, Bottleneck, C3k, C3k2
 from pelagia.nn.grids import cell_centres, expected_distances, grids_of, grids_of_count
-from pelagia.nn.layers import ConvNormAct, fuse
+from pelagia.nn.layers import ConvNormAct, OneDnnConv2d, fuse, use_onednn
 from pelagia.nn.necks import PathAggregation
 
 
@@ -180,3 +181,32 @@ def test_timm_networks_with_channels_last_and_of_one_size(size: tuple[int, int])
         for channels, stride in zip((96, 192, 384, 768), (4, 8, 16, 32), strict=True)
     ]
     assert all(torch.equal(x, y.permute(0, 3, 1, 2)) for x, y in zip(maps, inner, strict=True))
+
+
+def test_convolutions_by_onednn_are_those_of_pytorch() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.Conv2d(8, 8, 1),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8, bias=False),
+        nn.Conv2d(8, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(4, 2, 2, stride=2),
+    ).eval()
+    turned = copy.deepcopy(model)
+    use_onednn(turned)
+    assert [type(module) is OneDnnConv2d for module in turned] == [True, True, True, False, False, False]
+    assert all(type(module) is not OneDnnConv2d for module in model)
+    images = torch.randn(2, 3, 20, 28).contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                assert torch.allclose(turned(images), model(images), atol=1e-5)
+                assert turned(images[:0]).shape == model(images[:0]).shape  # no region was proposed
+                assert torch.allclose(turned[1](images.new_ones(8, 5, 5)), turned[1](images.new_ones(1, 8, 5, 5))[0])
+    finally:
+        torch.set_num_threads(before)
+    wide = copy.deepcopy(turned).double()
+    assert torch.equal(wide(images.double()), copy.deepcopy(model).double()(images.double()))

@@ -13,7 +13,7 @@ from pelagia.core.card import ModelCard
 from pelagia.errors import ModelError
 from pelagia.infer.runtimes import Precision, Runtime, lane_count
 from pelagia.models.model import Model
-from pelagia.nn.layers import fuse
+from pelagia.nn.layers import fuse, use_onednn
 
 __all__ = ["TorchRuntime"]
 
@@ -37,6 +37,8 @@ class TorchRuntime:
         self.device = next(model.parameters()).device if device is None else torch.device(device)
         self.precision: Precision = precision
         self.model = fuse(model).to(self.device).to(memory_format=torch.channels_last)
+        if self.device.type == "cpu" and precision == "float32":
+            use_onednn(self.model)
 
     @property
     def card(self) -> ModelCard:

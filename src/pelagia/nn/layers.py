@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BATCH_NORM_EPS", "BATCH_NORM_MOMENTUM", "ConvNormAct", "conv_relu", "fuse"]
+__all__ = ["BATCH_NORM_EPS", "BATCH_NORM_MOMENTUM", "ConvNormAct", "OneDnnConv2d", "conv_relu", "fuse", "use_onednn"]
 
 #: Batch normalisation of the YOLO family: epsilon as its published models carry it.
 BATCH_NORM_EPS = 1e-3
@@ -93,3 +93,30 @@ def fuse(model: ModuleT) -> ModuleT:
         if isinstance(module, ConvNormAct):
             _fold(module)
     return fused.requires_grad_(False)
+
+
+class OneDnnConv2d(nn.Conv2d):
+    """A convolution of float32 images on a CPU that oneDNN always computes.
+
+    PyTorch itself leaves kernels of one pixel to a slower loop when a single thread works on fewer than 16 images; so does an
+    image that has a core for itself, and YOLO11n then takes half as long again.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """conv(input); the same numbers as those of PyTorch with several threads."""
+        if input.numel() == 0 or input.ndim != 4 or input.dtype != torch.float32:
+            return super().forward(input)
+        assert not isinstance(self.padding, str)
+        found: Tensor = torch.mkldnn_convolution(
+            input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
+        return found
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Turn the convolutions of a model for inference on a CPU into `OneDnnConv2d`, in place, where this PyTorch has oneDNN."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    for module in model.modules():
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module.__class__ = OneDnnConv2d
