@@ -2,7 +2,7 @@
 
 A network frees and asks for the same large blocks at every step. By default glibc gives large blocks back to the system, which
 hands them out again page by page, zeroed: for YOLO11n at 640 pixels and a batch of 16 these are 780,000 page faults a training
-step, and a third of its time.
+step, and a third of its time. In prediction it is a fifth of the time of a network of 8-bit layers.
 """
 
 from __future__ import annotations
