@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core.ahead import side_by_side
+from pelagia.core.allocator import keep_freed_memory
 from pelagia.core.card import ModelCard
 from pelagia.core.files import temporary_path
 from pelagia.core.image import image_size, letterbox, read
@@ -137,6 +138,9 @@ def predict_files(
             if not large:
                 waiting.append(path)
             if waiting and (large or len(waiting) == most):
+                if shared.alone:
+                    # Each image frees what the next one needs. On scans, whose pieces differ in size, it would cost memory.
+                    keep_freed_memory()
                 yield partial(small, waiting), True
                 waiting = []
             if large:

@@ -20,7 +20,6 @@ from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pelagia.core.allocator import keep_freed_memory
 from pelagia.core.card import ModelCard
 from pelagia.core.lazy import resolve
 from pelagia.errors import CheckpointError, ModelError, OptionError
@@ -137,8 +136,6 @@ class Shared:
         offered = lanes(runtime)
         self.count = len(offered)
         self.alone = offered[0] is not runtime
-        if self.alone:
-            keep_freed_memory()  # each image frees what the next one needs
         for lane in offered:
             self._free.put(lane)
 
