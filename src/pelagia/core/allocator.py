@@ -12,6 +12,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 __all__ = ["keep_freed_memory", "paused_collection"]
 
@@ -19,8 +20,9 @@ __all__ = ["keep_freed_memory", "paused_collection"]
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
+@cache
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to keep what is freed, for the life of the process; returns whether it listened.
+    """Tell glibc's allocator, once, to keep what is freed, for the life of the process; returns whether it listened.
 
     The process then holds its largest need until it ends. On systems with another C library nothing happens.
     """

@@ -171,15 +171,14 @@ class OpenVinoRuntime:
 
         A graph that needs a free batch for its operations stays as it is.
         """
-        step = self._batch or 1
-        shapes = {item: [step, 2] if VALID in item.names else [step, 3, *self._card.input_size] for item in self._model.inputs}
-        if any(item.partial_shape.is_dynamic for item in self._model.inputs):
-            fixed = self._model.clone()
-            try:
-                fixed.reshape({fixed.inputs[place]: shape for place, shape in enumerate(shapes.values())})
-            except RuntimeError:
-                return
-            self._model = fixed
+        if not any(item.partial_shape.is_dynamic for item in self._model.inputs):
+            return
+        fixed, step, sides = self._model.clone(), self._batch or 1, self._card.input_size
+        try:
+            fixed.reshape({item: [step, 2] if VALID in item.names else [step, 3, *sides] for item in fixed.inputs})
+        except RuntimeError:
+            return
+        self._model = fixed
 
     def _check_input(self) -> int:
         """The batch size of the input, 0 for any."""

@@ -25,7 +25,8 @@ def picture_size(width: int, height: int) -> tuple[float, tuple[int, int]]:
 
 def nearest(shape: tuple[int, ...], scale: float, size: tuple[int, int]) -> tuple[Int, Int]:
     """Rows and columns of a map [H, W] that the rows and columns of its shrunk picture of `size` (width, height) show."""
-    return tuple(  # type: ignore[return-value]
+    rows, columns = (
         np.minimum(((np.arange(count) + 0.5) / scale).astype(np.int64), length - 1)
         for count, length in zip(size[::-1], shape, strict=True)
     )
+    return rows, columns
