@@ -12,12 +12,12 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
+from colours import Colours, noise_picture
 from pelagia.api import Predictor
-from pelagia.core.card import ModelCard
 from pelagia.core.files import read_json
 from pelagia.core.image import write
 from pelagia.core.scan import Scan
-from pelagia.core.types import Category, SemanticMap
+from pelagia.core.types import SemanticMap
 from pelagia.decode import DecodeOptions
 from pelagia.errors import ModelError, OptionError
 from pelagia.infer import map_writer, preview
@@ -27,39 +27,11 @@ from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
 from pelagia.infer.result_maps import read_map
 
-CATEGORIES = tuple(Category(k + 1, name) for k, name in enumerate(("rock", "sand", "alga")))
-
-
-class Colours:
-    """Logits of three classes are the channels of each pixel."""
-
-    def __init__(self, side: int = 64, *, breaks_at: int = 0) -> None:
-        self.card = ModelCard(
-            name="colours",
-            task="semantic",
-            decoder="pixels",
-            categories=CATEGORIES,
-            input_size=(side, side),
-            stride=4,
-            manifest={"full_resolution": True, "receptive_field": {"local": True, "halo": 3, "cell": 1}},
-        )
-        self._calls, self._breaks_at = 0, breaks_at
-
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        self._calls += 1
-        if self._calls == self._breaks_at:
-            raise ModelError("the network failed", where="colours")
-        return {"logits": 4 * images}
-
-
-def painted(width: int, height: int) -> NDArray[np.uint8]:
-    return np.random.default_rng([width, height]).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
 
 @pytest.mark.parametrize("blend", ["exact", "hann", "cut"])
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
 def test_what_is_written_is_the_map(tmp_path: Path, blend: Any, suffix: str) -> None:
-    image, runtime = painted(333, 217), Colours()
+    image, runtime = noise_picture(333, 217), Colours()
     options = PredictOptions(tiling="always", blend=blend)
     expected = predict_image(runtime, image, options, decoding=DecodeOptions(scores=True))
     assert isinstance(expected, SemanticMap)
@@ -69,7 +41,7 @@ def test_what_is_written_is_the_map(tmp_path: Path, blend: Any, suffix: str) -> 
         labels, chances = tifffile.imread(target), tifffile.imread(stored.probabilities)
     else:
         group = zarr.open_group(target, mode="r")
-        labels, chances = group["labels"][:], group["probabilities"][:]
+        labels, chances = group["0"][:], group["probabilities"][:]
         assert group.attrs["classes"] == ["rock", "sand", "alga"]
     np.testing.assert_array_equal(labels, expected.labels)
     np.testing.assert_array_equal(chances, expected.scores)
@@ -82,7 +54,7 @@ def test_what_is_written_is_the_map(tmp_path: Path, blend: Any, suffix: str) -> 
 def test_a_large_map_is_a_tiled_tiff_and_its_picture_is_shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preview, "PICTURE_PIXELS", 3000)
     monkeypatch.setattr(map_writer, "_CLASSIC_BYTES", 1000)  # so that this one needs BigTIFF
-    image = painted(300, 200)
+    image = noise_picture(300, 200)
     stored = predict_map(Colours(), Scan.of(image), tmp_path / "map.tif", PredictOptions(tiling="always"))
     with tifffile.TiffFile(tmp_path / "map.tif") as tiff:
         assert tiff.is_bigtiff
@@ -100,13 +72,13 @@ def test_a_large_map_is_a_tiled_tiff_and_its_picture_is_shrunk(tmp_path: Path, m
 def test_a_broken_run_leaves_nothing(tmp_path: Path, suffix: str) -> None:
     target = tmp_path / f"map{suffix}"
     with pytest.raises(ModelError, match="failed"):
-        predict_map(Colours(breaks_at=3), Scan.of(painted(300, 200)), target, PredictOptions(tiling="always", batch=1))
+        predict_map(Colours(breaks_at=3), Scan.of(noise_picture(300, 200)), target, PredictOptions(tiling="always", batch=1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"\.tif, \.tiff or \.zarr"):
-        predict_map(Colours(), Scan.of(painted(100, 100)), tmp_path / "map.png")
+        predict_map(Colours(), Scan.of(noise_picture(100, 100)), tmp_path / "map.png")
     with (
         pytest.raises(OptionError, match="block of the map is missing"),
         open_map_writer(tmp_path / "map.tif", (64, 32), (32, 32), 1, np.uint8) as put,
@@ -117,7 +89,7 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 def test_a_results_folder_with_streamed_maps(tmp_path: Path) -> None:
     """Scans beside small images: maps, counts and shares, probabilities, pictures; and a second run that has nothing to do."""
-    images = {"scan.tif": painted(300, 210), "small.png": painted(60, 50)}
+    images = {"scan.tif": noise_picture(300, 210), "small.png": noise_picture(60, 50)}
     for name, image in images.items():
         write(tmp_path / "in" / name, image)
     (tmp_path / "model").write_text("weights")
@@ -187,7 +159,7 @@ def test_memory_does_not_grow_with_the_map(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_from_python(tmp_path: Path) -> None:
-    image = painted(200, 150)
+    image = noise_picture(200, 150)
     write(tmp_path / "scan.tif", image)
     stored = Predictor(Colours()).predict_map(tmp_path / "scan.tif", tmp_path / "map.tif", blend="cut")
     assert (stored.way, stored.probabilities) == ("cut", None)

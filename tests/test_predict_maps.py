@@ -8,34 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pelagia.core.card import ModelCard
+from colours import Colours
 from pelagia.core.image import letterbox
 from pelagia.core.scan import Scan
-from pelagia.core.types import Category, SemanticMap
+from pelagia.core.types import SemanticMap
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
-
-CATEGORIES = tuple(Category(k, str(k)) for k in range(3))
-
-
-class Colours:
-    """Answers for each pixel of the input without its margin: its channels, as logits of three classes."""
-
-    def __init__(self, side: int, margin: int) -> None:
-        self.card = ModelCard(
-            name="colours",
-            task="semantic",
-            decoder="pixels",
-            categories=CATEGORIES,
-            input_size=(side, side),
-            stride=4,
-            margin=margin,
-            manifest={"receptive_field": {"local": True, "halo": 0, "cell": 1}},
-        )
-
-    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        margin, side = self.card.margin, self.card.input_size[0]
-        return {"logits": images[:, :, margin : side - margin, margin : side - margin]}
 
 
 def painted(width: int, height: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -258,7 +258,7 @@ class Predictor:
 
         Args:
             image: a file, or an open scan.
-            path: of the map; for Zarr a group with `labels` and `probabilities`.
+            path: of the map; for Zarr an OME-Zarr with the map as `0`, and `probabilities`.
             probabilities: a TIFF for them, a page for each class; any name for Zarr; None to leave them out.
             options: as for `predict`.
 

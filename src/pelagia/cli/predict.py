@@ -77,7 +77,7 @@ def predict(
         say(line)
     try:
         with bar("predicting", run.to_do, show=False if json else None) as advance:
-            run.go(advance if json or sys.stderr.isatty() else _Log(run.to_do))
+            run.go(advance if json or sys.stderr.isatty() else _Log(run.to_do), say)
     except (KeyboardInterrupt, PelagiaError) as error:
         if isinstance(error, KeyboardInterrupt):
             say("")  # below the ^C of the terminal
@@ -150,7 +150,7 @@ class _Log:
         self._done += steps
         if time.monotonic() - self._said >= _LOG_SECONDS:
             self._said = time.monotonic()
-            say(f"{self._done} of {_many(self._total)} predicted, the last {note}")
+            say(f"{self._done} of {_many(self._total)} predicted, {'the last' if steps else 'now at'} {note}")
 
 
 def _find(places: list[str], out: Path) -> tuple[list[Path], list[str]]:

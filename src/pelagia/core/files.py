@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,11 +25,17 @@ from pelagia.errors import FormatError, OptionError
 
 __all__ = [
     "JSON_LIMIT_BYTES",
+    "atomic_folder",
     "atomic_path",
     "atomic_write",
+    "content_hash",
+    "files_in",
+    "move",
     "read_json",
+    "remove",
     "remove_leftovers",
     "sha256",
+    "temporary_path",
     "write_bytes",
     "write_json",
     "write_text",
@@ -40,7 +47,7 @@ JSON_LIMIT_BYTES = 4 << 30
 #: Failures of the disk, as opposed to failures of the code that writes.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS}
 
-#: The names that `atomic_path` gives to files that are being written.
+#: The names that `atomic_path` and `atomic_folder` give to what is being written.
 _TEMPORARY = re.compile(r"\..{0,40}\.[0-9a-f]{12}(\..{0,19})?", re.DOTALL)
 
 
@@ -86,15 +93,75 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """As `atomic_path`, for libraries that make a folder of many files, such as a Zarr; a folder under `path` is replaced.
+
+    The temporary path does not exist yet. Where a folder is replaced, a process killed at that moment may leave neither.
+
+    Raises:
+        OptionError: the folder cannot be made or written, `path` is a file, or the disk is full.
+    """
+    target = Path(path)
+    temporary = temporary_path(target)
+    try:
+        if target.exists() and not target.is_dir():
+            raise OptionError("this is a file; name a folder to write", where=target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for file in files_in(temporary):
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+        move(temporary, target)
+    except OSError as error:
+        named = str(error.filename or "")
+        if not named or named.startswith((str(temporary), str(target))) or error.errno in _DISK:
+            raise OptionError(
+                f"cannot write this folder ({error.strerror or error}); choose another place", where=target
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or a folder to `target` on the same disk, in the place of what is there; missing parents are made.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir() and target.is_dir():  # a folder with content is not replaced by renaming
+        old = temporary_path(target)
+        os.replace(target, old)
+        os.replace(source, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(source, target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_leftovers(folder: str | Path) -> int:
-    """Remove the temporary files that a killed process left below `folder`; returns how many.
+    """Remove the temporary files, and folders of Zarr, that a killed process left below `folder`; returns how many.
 
     Only for a folder into which no other process writes at the time.
     """
-    found = [path for path in Path(folder).rglob(".*") if _TEMPORARY.fullmatch(path.name) and path.is_file()]
+    named = [path for path in Path(folder).rglob(".*") if _TEMPORARY.fullmatch(path.name)]
+    found = [path for path in named if path.is_file() or (path.is_dir() and path.suffix == ".zarr")]
     for path in found:
         with suppress(OSError):
-            path.unlink(missing_ok=True)
+            remove(path)
     return len(found)
 
 
@@ -137,6 +204,25 @@ def sha256(path: str | Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise FormatError(f"cannot read this file ({error.strerror or error})", where=path) from error
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files below a folder, sorted by path."""
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's content; of a folder that of the list of its files, each with its name and its own SHA-256.
+
+    Raises:
+        FormatError: it cannot be read.
+    """
+    if not path.is_dir():
+        return sha256(path)
+    digest = hashlib.sha256()
+    for file in files_in(path):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def read_json(path: str | Path, limit_bytes: int = JSON_LIMIT_BYTES) -> Any:

@@ -363,7 +363,7 @@ class Dataset:
                 b"-" if array is None else f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
             )
         for name in (*(self.mask_files or ()), *(self.panoptic_files or ())):
-            digest.update(core_files.sha256(self.root / name).encode())
+            digest.update(core_files.content_hash(self.root / name).encode())
         if self.mask_values is not None:
             digest.update(repr(sorted(self.mask_values)).encode())
         return digest.hexdigest()

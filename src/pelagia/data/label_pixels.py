@@ -14,13 +14,14 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pelagia.core import ome_zarr
 from pelagia.core.files import atomic_write
 from pelagia.errors import ImageError
 
 __all__ = ["LABEL_SUFFIXES", "MAX_LABEL_PIXELS", "page_count", "read_label_pixels", "write_label_pixels"]
 
 #: Lossless image kinds that may hold labels.
-LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".zarr")
 
 #: A label image larger than this is refused before it is decoded.
 MAX_LABEL_PIXELS = 1_000_000_000
@@ -29,7 +30,8 @@ MAX_LABEL_PIXELS = 1_000_000_000
 def read_label_pixels(path: str | Path) -> NDArray[Any]:
     """[H, W] uint8 or uint16, the stored values (palette indices for a palette image).
 
-    A TIFF gives its first page. EXIF orientation does not apply: label images carry none.
+    A TIFF gives its first page, the folder of an OME-Zarr its full resolution. EXIF orientation does not apply: label images
+    carry none.
 
     Raises:
         ImageError: missing, broken, JPEG, more than one different channel, or values beyond 65535.
@@ -37,6 +39,10 @@ def read_label_pixels(path: str | Path) -> NDArray[Any]:
     path = Path(path)
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise ImageError("a label image must not be JPEG: its compression changes label values. Use PNG or TIFF", where=path)
+    if path.is_dir():
+        pieces = ome_zarr.open_zarr(path)
+        _check_size(pieces.height, pieces.width, path)
+        return _single_channel(pieces.window(slice(0, pieces.height), slice(0, pieces.width)), path)
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
             with tifffile.TiffFile(path) as tiff:

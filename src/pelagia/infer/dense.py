@@ -37,7 +37,7 @@ from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime, Shared
 from pelagia.infer.views import overlap_of
 
-__all__ = ["MapBlock", "MapPlan", "map_blocks", "plan_map", "tiled_map"]
+__all__ = ["MapBlock", "MapPlan", "map_blocks", "plan_map", "tiled_map", "why_not_exact"]
 
 #: An input is enlarged while its sides are shorter: activations of a U-Net over ResNet-18 then take about a gigabyte.
 _LARGEST: Final = 1536
@@ -77,7 +77,7 @@ def plan_map(runtime: Runtime, scan: Scan, tile: tuple[int, int], options: Predi
         if found is not None:
             return found
         if options.blend == "exact":
-            raise OptionError(_why_not(card), where=card.name)
+            raise OptionError("; ".join(why_not_exact(card)), where=card.name)
     overlap = round(overlap_of(card, tile, options) * canvas.scale)
     if options.blend == "cut":
         halo = overlap // 2
@@ -113,15 +113,17 @@ def _exact(canvas: Canvas, card: ModelCard, *, grows: bool, dear: bool) -> MapPl
         larger = replace(canvas, tile=(width, height))
 
 
-def _why_not(card: ModelCard) -> str:
+def why_not_exact(card: ModelCard) -> tuple[str, str]:
+    """Why tiles do not give the map of the whole scan, and what to do."""
     field = card.manifest.get("receptive_field")
     if field is None:
-        return "the file does not say how far the network looks; train or export it again, or use the blend hann"
+        return "the file does not say how far the network looks", "train or export it again, or use the blend hann"
     if not field["local"]:
-        return "the network looks at its whole input at once, so no tile answers as the whole scan does; use the blend hann"
+        return "the network looks at its whole input at once, so no tile answers as the whole scan does", "use the blend hann"
     return (
         f"the network looks {field['halo']} pixels beyond what it answers for, too far for its input of {card.input_size[1]} x "
-        f"{card.input_size[0]} pixels; use the blend hann, or a checkpoint in place of an exported file"
+        f"{card.input_size[0]} pixels",
+        "use the blend hann, or a checkpoint in place of an exported file",
     )
 
 

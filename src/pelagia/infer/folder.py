@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Barrier
 from typing import Any, Self
 
 from pelagia.core.files import remove_leftovers, sha256
+from pelagia.core.lock import locked
 from pelagia.errors import OptionError
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import FileResult, predict_files
@@ -30,8 +32,12 @@ from pelagia.infer.result_pictures import picture_names, relative_names
 from pelagia.infer.result_tables import Totals, write_tables
 from pelagia.infer.runtimes import Runtime, runtime_name
 from pelagia.infer.stamps import Look, Stamp, look
+from pelagia.infer.watching import Watch
 
 __all__ = ["FolderRun", "Shard", "made_with"]
+
+#: The lock of a results folder; each shard has one of its own, too.
+_LOCK = ".lock"
 
 #: Threads that write results.
 _WRITERS = 4
@@ -93,7 +99,7 @@ class FolderRun:
         label: what the tables call the model.
         draw: write annotated pictures.
         shard: the part that this process predicts; None for all. Two processes may write into one folder at a time only if both
-            have a shard.
+            have a shard, and not the same: a lock (`core.lock`) sees to it.
 
     Attributes:
         names: of all images, relative to their common folder.
@@ -153,8 +159,6 @@ class FolderRun:
         return self.names if self.shard is None or self.complete else [self.names[index] for index in self._own]
 
     def _look_around(self) -> None:
-        if self.shard is None and self.files.folder.is_dir():
-            remove_leftovers(self.files.folder)
         for index in self._own:
             reason = self.files.why_anew(self.names[index], self._paths[index])
             if reason is None:
@@ -164,23 +168,42 @@ class FolderRun:
             if reason:
                 self.anew[reason] += 1
 
-    def go(self, advance: Advance) -> None:
+    def go(self, advance: Advance, tell: Callable[[str], None] = lambda _: None) -> None:
         """Predict what is not finished, draw what is not drawn, and write the tables if all images are finished.
 
         Stopped by KeyboardInterrupt, a run without a shard writes tables of what is finished, marked `"complete": false`.
 
         Args:
-            advance: called for each image that was predicted.
+            advance: called for each image that was predicted, and with 0 steps for tiles of a large one.
+            tell: called once with a sentence for each choice that was made without being asked and changes results.
 
         Raises:
-            OptionError: something cannot be written, or an option does not fit the model. What is finished stays.
+            OptionError: something cannot be written, an option does not fit the model, or another run writes into the folder.
+                What is finished stays.
             ModelError: the model fails.
         """
+        with self._alone():
+            self._go(advance, tell)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder: for itself without a shard; with one beside other shards, but not beside the same one."""
+        remedy = "wait for it or stop it, choose another folder, or divide the images with shards"
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.files.folder / _LOCK, shared=self.shard is not None, remedy=remedy))
+            if self.shard is not None:
+                own = self.files.folder / f"{_LOCK}-{self.shard.index}-of-{self.shard.count}"
+                stack.enter_context(locked(own, remedy="it predicts this very shard; wait for it or stop it"))
+            else:
+                remove_leftovers(self.files.folder)
+            yield
+
+    def _go(self, advance: Advance, tell: Callable[[str], None]) -> None:
         if self._looks:
             self.files.remove_tables()
         try:
             self._draw_missing()
-            self._predict(advance)
+            self._predict(advance, tell)
         except KeyboardInterrupt:
             if self.shard is None:
                 done = [name for name, path in zip(self.names, self._paths, strict=True) if self._is_finished(name, path)]
@@ -208,10 +231,14 @@ class FolderRun:
             if picture is not None and index not in self._looks and self.files.lacks_picture(self.names[index], picture):
                 self._note(self.files.draw(self.names[index], self._paths[index], picture))
 
-    def _predict(self, advance: Advance) -> None:
+    def _predict(self, advance: Advance, tell: Callable[[str], None]) -> None:
         """Results of small images are written and drawn in threads: a disk takes milliseconds to say that a file is safe."""
         results = predict_files(
-            self._runtime, (self._paths[index] for index in self._looks), self._options, maps=self.files.map_folder
+            self._runtime,
+            (self._paths[index] for index in self._looks),
+            self._options,
+            maps=self.files.map_folder,
+            watch=Watch(advance, tell),
         )
         writing: deque[tuple[int, Future[None]]] = deque()
 

@@ -1,7 +1,8 @@
 """Class maps of scans on the disk, written block by block while they are predicted.
 
     NAME.tif    the class of each pixel, 8 bits (16 for more than 255 classes), tiled, deflate, BigTIFF where it must be
-    NAME.zarr   a Zarr 3 group: `labels` [H, W], and `probabilities` [K, H, W] if they are asked for
+    NAME.zarr   an OME-Zarr 0.5, an image of one resolution: `0` [H, W], the class of each pixel; beside it `probabilities`
+                [K, H, W] if they are asked for, and the names of the classes as the attribute `classes`
 
 Probabilities beside a TIFF are a TIFF of their own, float32, a page for each class. Blocks may come in any order and are never
 held: a TIFF, which lists its tiles in theirs, is put together at the end from a file of compressed blocks. What is written
@@ -10,9 +11,6 @@ appears under its name when it is whole.
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +25,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
-from pelagia.core.files import atomic_path
+from pelagia.core.files import atomic_folder, atomic_path
 from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan
 from pelagia.core.types import SemanticMap
@@ -46,6 +44,9 @@ Put = Callable[[int, int, NDArray[Any]], None]
 
 #: A TIFF of more bytes needs the 64-bit addresses of BigTIFF; its directories have room below 4 GiB.
 _CLASSIC_BYTES = (1 << 32) - (1 << 26)
+
+#: The array of the map in a Zarr: the name that OME-Zarr writers give to the full resolution.
+_ZARR_MAP = "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def _show(picture: NDArray[Any], labels: NDArray[Any], corner: tuple[int, int], 
 def _writers(path: Path, probabilities: Path | None, plan: MapPlan, card: ModelCard, kind: Any) -> Iterator[list[Put]]:
     """Where labels go, and probabilities if asked for."""
     size, count = (plan.canvas.scan.width, plan.canvas.scan.height), len(card.categories)
-    parts = [("labels", 1, kind)] + ([("probabilities", count, np.float32)] if probabilities is not None else [])
+    parts = [(_ZARR_MAP, 1, kind)] + ([("probabilities", count, np.float32)] if probabilities is not None else [])
     if path.suffix == ".zarr":
         with _zarr_group(path, size, plan.block, parts, card.class_names) as puts:
             yield puts
@@ -191,24 +192,22 @@ def _zarr_group(
     path: Path, size: tuple[int, int], block: tuple[int, int], parts: Sequence[tuple[str, int, Any]], names: Sequence[str]
 ) -> Iterator[list[Put]]:
     zarr = resolve("zarr", purpose="write a class map as Zarr")
-    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}.zarr")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        group = zarr.create_group(temporary, attributes={"classes": list(names)})
+    image = {
+        "axes": [{"name": axis, "type": "space"} for axis in "yx"],
+        "datasets": [{"path": _ZARR_MAP, "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0]}]}],
+    }
+    about = {"ome": {"version": "0.5", "multiscales": [image]}, "classes": list(names)}
+    with atomic_folder(path) as temporary:
+        group = zarr.create_group(temporary, zarr_format=3, attributes=about)
         puts = []
         for name, planes, dtype in parts:
-            flat = name == "labels"
+            flat = name == _ZARR_MAP
             shape = (size[1], size[0]) if flat else (planes, size[1], size[0])
             chunks = block[::-1] if flat else (1, *block[::-1])
-            puts.append(_zarr_put(group.create_array(name, shape=shape, chunks=chunks, dtype=dtype), flat=flat))
+            axes = ("y", "x") if flat else ("class", "y", "x")
+            array = group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=axes)
+            puts.append(_zarr_put(array, flat=flat))
         yield puts
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OptionError(f"cannot write this map ({error.strerror or error}); choose another place", where=path) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _zarr_put(array: Any, *, flat: bool) -> Put:

@@ -54,6 +54,10 @@ class PredictOptions:
         default=False,
         metadata={"help": "Of class maps keep the probability of every class too (probabilities/: a TIFF page a class)."},
     )
+    map_format: Literal["tiff", "zarr"] = field(
+        default="tiff",
+        metadata={"help": "How class maps of tiled images are stored: tiff, or zarr (OME-Zarr, with the probabilities in it)."},
+    )
     batch: int = field(default=8, metadata={"help": "Images or tiles per step.", "speed_only": True})
     coarse: bool = field(
         default=False,
@@ -86,6 +90,8 @@ class PredictOptions:
             raise OptionError(f"tiling must be auto, always or never, got {self.tiling!r}")
         if self.blend not in ("auto", "exact", "hann", "cut"):
             raise OptionError(f"blend must be auto, exact, hann or cut, got {self.blend!r}")
+        if self.map_format not in ("tiff", "zarr"):
+            raise OptionError(f"map_format must be tiff or zarr, got {self.map_format!r}")
 
     def decoding(self, card: ModelCard) -> DecodeOptions:
         """What decoding needs; the card's thresholds hold unless `score` is given."""

@@ -30,6 +30,7 @@ from pelagia.infer.runtimes import Runtime, Shared
 from pelagia.infer.tiled import tiled_objects
 from pelagia.infer.tiled_panoptic import tiled_panoptic
 from pelagia.infer.views import answer, answers, is_full_resolution, must_tile, tile_size
+from pelagia.infer.watching import Watch
 
 __all__ = ["FileResult", "predict_batch", "predict_files", "predict_image"]
 
@@ -111,13 +112,19 @@ def _probable(card: ModelCard, options: PredictOptions) -> Callable[[Prediction]
 
 
 def predict_files(
-    runtime: Runtime, paths: Iterable[str | Path], options: PredictOptions | None = None, *, maps: Path | None = None
+    runtime: Runtime,
+    paths: Iterable[str | Path],
+    options: PredictOptions | None = None,
+    *,
+    maps: Path | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[FileResult]:
     """Objects of each image file, in the order of `paths`; small images are batched, large ones read in windows.
 
     Small images are read, fitted and decoded in threads beside the network (`core.ahead`). On a CPU each is a step of its own,
     on the next free core. A file that cannot be read gives a result with its `error`, and the rest goes on. With a folder `maps`
-    the class map of a scan is not held but written there, as a temporary file that whoever takes the result moves away.
+    the class map of a scan is not held but written there, as a temporary file or folder that whoever takes the result moves away.
+    `watch` tells how far a scan has come.
     """
     options = options or PredictOptions()
     decoding = options.decoding(runtime.card)
@@ -144,7 +151,7 @@ def predict_files(
                 yield partial(small, waiting), True
                 waiting = []
             if large:
-                yield partial(_scan_file, runtime, path, options, maps), False
+                yield partial(_scan_file, runtime, path, options, maps, watch), False
         if waiting:
             yield partial(small, waiting), True
 
@@ -152,15 +159,18 @@ def predict_files(
         yield from results
 
 
-def _scan_file(runtime: Runtime, path: Path, options: PredictOptions, maps: Path | None) -> list[FileResult]:
+def _scan_file(runtime: Runtime, path: Path, options: PredictOptions, maps: Path | None, watch: Watch | None) -> list[FileResult]:
     start = time.perf_counter()
     found: Prediction | StoredMap
     try:
         with open_scan(path, max_pixels=options.max_pixels) as scan:
+            if watch is not None:
+                runtime = watch.over(runtime, scan, options)
             if maps is None or runtime.card.task != "semantic" or options.coarse:
                 found = predict_image(runtime, scan, options)
             else:
-                files = [temporary_path(maps / f"{path.stem}.tif") for _ in range(2)]
+                ending = {"tiff": ".tif", "zarr": ".zarr"}[options.map_format]
+                files = [temporary_path(maps / f"{path.stem}{ending}") for _ in range(2)]
                 found = predict_map(runtime, scan, files[0], options, probabilities=files[1] if options.probabilities else None)
     except ImageError as error:
         return [FileResult(path, error=error.reason)]

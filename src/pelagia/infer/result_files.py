@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pelagia.core.card import ModelCard
-from pelagia.core.files import write_text
+from pelagia.core.files import remove, write_text
 from pelagia.core.types import Instances, PanopticMap, Prediction, SemanticMap
 from pelagia.errors import FormatError, ImageError, ModelError, OptionError
 from pelagia.infer.map_writer import StoredMap
@@ -148,7 +148,9 @@ class ResultFolder:
                 item["map"] = self._map_prefix(name) + map_suffix(found, size)
                 write_map(self.folder / item["map"], found, size)
                 head["map"] = self._stamped(item["map"])
-            if has_probabilities(found):
+            if isinstance(found, StoredMap) and found.probabilities == found.path:
+                item["probabilities"] = f"{item['map']}/probabilities"  # an array in the Zarr of the map
+            elif has_probabilities(found):
                 item["probabilities"] = f"probabilities/{self._stem(name)}.tif"
                 write_probabilities(self.folder / item["probabilities"], found, size)
                 head["probabilities"] = self._stamped(item["probabilities"])
@@ -250,4 +252,4 @@ class ResultFolder:
         for kind, prefix in (("map", self._map_prefix(name)), ("probabilities", "probabilities/"), ("picture", "pictures/")):
             old, new = ((head.get(kind) or {}).get("file") for head in (before, now))
             if old and old != new and old.startswith(prefix):  # a map of another stem may be another image's by now
-                (self.folder / old).unlink(missing_ok=True)
+                remove(self.folder / old)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from pelagia.core import masks as core_masks
-from pelagia.core.files import atomic_path
+from pelagia.core.files import atomic_path, move
 from pelagia.core.image import image_size
 from pelagia.core.scan import open_scan
 from pelagia.core.types import Instances, MaskCrop, PanopticMap, Prediction, SemanticMap, Task
@@ -35,7 +34,7 @@ _TILE = 512
 
 
 def map_suffix(found: Prediction | StoredMap, size: tuple[int, int]) -> str:
-    """The ending, without its point, of the file that `write_map` makes of an answer for an image of that (width, height)."""
+    """The ending, without its point, of what `write_map` makes of an answer for an image of that (width, height)."""
     if isinstance(found, StoredMap):
         return found.path.suffix.removeprefix(".")
     large = isinstance(found, Instances) and (len(found) > _MOST_IN_PNG or size[0] * size[1] > _PNG_PIXELS)
@@ -81,7 +80,7 @@ def has_probabilities(found: Prediction | StoredMap) -> bool:
 
 
 def write_probabilities(path: Path, found: Prediction | StoredMap, size: tuple[int, int]) -> None:
-    """Write the probabilities of a class map as TIFF, float32, a page for each class; what is written already is moved."""
+    """Write the probabilities of a class map as TIFF, float32, a page for each class; a TIFF that is written already is moved."""
     if isinstance(found, StoredMap) and found.probabilities is not None:
         _move(found.probabilities, path)
     elif isinstance(found, SemanticMap) and found.scores is not None:
@@ -93,8 +92,7 @@ def write_probabilities(path: Path, found: Prediction | StoredMap, size: tuple[i
 
 def _move(source: Path, target: Path) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
+        move(source, target)
     except OSError as error:
         raise OptionError(f"cannot write this file ({error.strerror or error}); choose another place", where=target) from error
 

@@ -8,15 +8,14 @@ of its files.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pelagia.core.files import sha256
+from pelagia.core.files import content_hash, files_in
 from pelagia.errors import FormatError
 
-__all__ = ["Look", "Stamp", "content_hash", "look"]
+__all__ = ["Look", "Stamp", "look"]
 
 #: Bytes, and the time of the last change in nanoseconds since 1970.
 Look = tuple[int, int]
@@ -25,24 +24,10 @@ Look = tuple[int, int]
 def look(path: Path) -> Look | None:
     """Size and time of change of a file, of a folder the sum and the latest of its files; None where there is nothing to read."""
     try:
-        facts = [file.stat() for file in (_files(path) if path.is_dir() else [path])]
+        facts = [file.stat() for file in (files_in(path) if path.is_dir() else [path])]
     except OSError:
         return None
     return sum(fact.st_size for fact in facts), max((fact.st_mtime_ns for fact in facts), default=0)
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file's content; of a folder that of the list of its files, each with its name and its own SHA-256.
-
-    Raises:
-        FormatError: it cannot be read.
-    """
-    if not path.is_dir():
-        return sha256(path)
-    digest = hashlib.sha256()
-    for file in _files(path):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +71,3 @@ class Stamp:
             return content_hash(path) == self.sha256
         except FormatError:
             return False
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())

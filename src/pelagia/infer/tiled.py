@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.scan import Scan
 from pelagia.core.types import Instances, Mask
@@ -20,7 +21,7 @@ from pelagia.infer.runtimes import Runtime
 from pelagia.infer.tiles import Tile, lay_tiles
 from pelagia.infer.views import answers, lay, objects_of, overlap_of, views
 
-__all__ = ["tiled_objects"]
+__all__ = ["tile_total", "tiled_objects"]
 
 
 def tiled_objects(
@@ -45,15 +46,29 @@ def _coarse(
     runtime: Runtime, scan: Scan, tile: tuple[int, int], factor: float, options: PredictOptions, decoding: DecodeOptions
 ) -> tuple[tuple[Instances, Mask], float]:
     """What tiles `factor` times larger show, with their pieces, and their overlap, in pixels of the scan."""
-    zoom = shrink(factor)
-    small = Shrunk(scan, zoom)
-    sides = (math.ceil(tile[0] * factor / zoom), math.ceil(tile[1] * factor / zoom))
-    overlap = round(options.overlap * min(sides))
-    tiles = lay_tiles((small.width, small.height), sides, overlap)
-    parts = _parts(runtime, small, tiles, options, decoding, Frame(np.array([[zoom, 0.0, 0.0], [0.0, zoom, 0.0]]), *_size(scan)))
+    tiles, zoom, overlap = _coarse_tiles(_size(scan), tile, factor, options)
+    further = Frame(np.array([[zoom, 0.0, 0.0], [0.0, zoom, 0.0]]), *_size(scan))
+    parts = _parts(runtime, Shrunk(scan, zoom), tiles, options, decoding, further)
     large = [Tile(zoom * one.x, zoom * one.y, zoom * one.width, zoom * one.height) for one in tiles]
-    found = join_views(parts, large, _size(scan), margin=CUT_MARGIN * zoom * max(sides), agnostic=options.agnostic)
+    margin = CUT_MARGIN * max(large[0].width, large[0].height)
+    found = join_views(parts, large, _size(scan), margin=margin, agnostic=options.agnostic)
     return found, float(zoom * overlap)
+
+
+def _coarse_tiles(
+    size: tuple[int, int], tile: tuple[int, int], factor: float, options: PredictOptions
+) -> tuple[list[Tile], int, int]:
+    """The tiles `factor` times larger, in pixels of the shrunk scan, how many times it is shrunk, and their overlap there."""
+    zoom = shrink(factor)
+    width, height = (math.ceil(side * factor / zoom) for side in tile)
+    overlap = round(options.overlap * min(width, height))
+    return lay_tiles((-(-size[0] // zoom), -(-size[1] // zoom)), (width, height), overlap), zoom, overlap
+
+
+def tile_total(card: ModelCard, size: tuple[int, int], tile: tuple[int, int], options: PredictOptions) -> int:
+    """How many tiles `tiled_objects` looks at in a scan of that width and height."""
+    coarse = levels(size, tile) if options.coarse else []
+    return len(lay(card, size, tile, options)) + sum(len(_coarse_tiles(size, tile, factor, options)[0]) for factor in coarse)
 
 
 def _size(scan: Scan) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pelagia.core.image import IMAGE_SUFFIXES, image_size
+from pelagia.core.ome_zarr import is_zarr
 from pelagia.core.types import Category, Float, Int, Task
 from pelagia.data.annotation_builder import AnnotationBuilder
 from pelagia.data.annotations import Annotations
@@ -139,7 +140,8 @@ def numbers(values: Any, what: str, where: Place | str) -> Float:
 
 
 def image_files(folder: Path, *, most: int | None = None) -> list[Path]:
-    """Images in `folder` at every depth, sorted by path; names that begin with a dot are left out.
+    """Images in `folder` at every depth, sorted by path; names that begin with a dot are left out. The folder of a Zarr is an
+    image and is not searched.
 
     With `most` the search ends after about as many files of any kind.
     """
@@ -149,7 +151,9 @@ def image_files(folder: Path, *, most: int | None = None) -> list[Path]:
         seen += len(names) + len(folders)
         if most is not None and seen > most:
             break
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in inside if not is_zarr(Path(parent, name))]
+        found += [Path(parent, name) for name in inside if name not in folders]
         found += [Path(parent, name) for name in names if name[:1] != "." and Path(name).suffix.lower() in IMAGE_SUFFIXES]
     return sorted(found)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pelagia.core.image import IMAGE_SUFFIXES
+from pelagia.core.ome_zarr import is_zarr
 from pelagia.data.formats.common import Collector, image_files
 from pelagia.errors import OptionError
 
@@ -58,7 +59,7 @@ class ImageFinder:
         folders = [folder for folder in dict.fromkeys(candidates) if folder.is_dir() and folder != avoid]
         step = max(1, len(names) // _PROBES)
         probes = [_native(name) for name in names[::step]]
-        hits = [sum((folder / probe).is_file() for probe in probes) for folder in folders]
+        hits = [sum(_is_there(folder / probe) for probe in probes) for folder in folders]
         if not any(hits):  # names without ending, or with another one
             wanted = {Path(probe).name.lower() for probe in probes} | {Path(probe).stem.lower() for probe in probes}
             hits = [sum(file.stem.lower() in wanted for file in folder.iterdir() if _is_image(file)) for folder in folders]
@@ -79,7 +80,7 @@ class ImageFinder:
         for name in names:
             for folder in self.folders:
                 candidate = folder / _native(name)
-                if candidate.is_file():
+                if _is_there(candidate):
                     return candidate
         if self._index is None:
             self._index = {}
@@ -99,7 +100,11 @@ class ImageFinder:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    return path.suffix.lower() in IMAGE_SUFFIXES or (path.is_dir() and is_zarr(path))
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and is_zarr(path))
 
 
 def _native(name: str) -> str:

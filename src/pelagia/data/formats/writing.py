@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from pelagia.core.files import atomic_path, read_json, write_json
+from pelagia.core.files import atomic_folder, atomic_path, read_json, write_json
 from pelagia.core.types import Category
 from pelagia.data.dataset import Dataset
 from pelagia.data.findings import Finding, Severity
@@ -91,7 +91,7 @@ def place_images(dataset: Dataset, folder: Path, names: Sequence[str], mode: Ima
         return
     for path, name in zip(dataset.image_paths, names, strict=True):
         target = folder / name
-        if not path.is_file():
+        if not path.exists():
             losses.note("image.missing", f"image files are missing and were not copied (the first: {path})", severity="error")
             continue
         if target.exists() and os.path.samefile(path, target):
@@ -101,6 +101,9 @@ def place_images(dataset: Dataset, folder: Path, names: Sequence[str], mode: Ima
             if mode == "link":
                 target.unlink(missing_ok=True)
                 target.symlink_to(path.resolve())
+            elif path.is_dir():  # an OME-Zarr
+                with atomic_folder(target) as temporary:
+                    shutil.copytree(path, temporary)
             else:
                 with atomic_path(target) as temporary:
                     shutil.copyfile(path, temporary)

@@ -1,0 +1,124 @@
+"""What a user is told while a large image is predicted: how many of its tiles are done, and what was chosen without being asked.
+
+Tiles are counted where they go through the network, so that every way of tiling is watched alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pelagia.core.card import ModelCard
+from pelagia.core.scan import Scan
+from pelagia.infer.dense import MapPlan, plan_map, why_not_exact
+from pelagia.infer.options import PredictOptions
+from pelagia.infer.progress import Advance
+from pelagia.infer.runtimes import PaddedRuntime, Runtime, lanes
+from pelagia.infer.tiled import tile_total
+from pelagia.infer.tiles import lay_tiles
+from pelagia.infer.views import lay, overlap_of, tile_size
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Watches the large images of a run.
+
+    Args:
+        advance: called with 0 steps and a note after each step of the network.
+        tell: called with a sentence for each choice that was made without being asked and changes results; once a run.
+    """
+
+    def __init__(self, advance: Advance, tell: Callable[[str], None]) -> None:
+        self._advance, self._tell = advance, tell
+        self._told: set[str] = set()
+
+    def over(self, runtime: Runtime, scan: Scan, options: PredictOptions) -> Runtime:
+        """The runtime by which a scan that is tiled is to be predicted, so that it is watched.
+
+        Raises:
+            OptionError: the scan cannot be tiled as the options ask.
+        """
+        card, size = runtime.card, _size(scan)
+        tile = tile_size(card, options)
+        if card.task == "semantic":
+            plan = plan_map(runtime, scan, tile, options)
+            total, chosen = _map_tiles(plan), _blend_chosen(plan, card, options)
+        else:
+            total = len(lay(card, size, tile, options)) if card.task == "panoptic" else tile_total(card, size, tile, options)
+            chosen = _overlap_chosen(card, tile, options)
+        for sentence in [*_tiling_chosen(tile, options), *chosen]:
+            if sentence not in self._told:
+                self._told.add(sentence)
+                self._tell(sentence)
+        name = "image" if scan.path is None else scan.path.name
+        done, lock = 0, Lock()
+
+        def counted(more: int) -> None:
+            nonlocal done
+            with lock:
+                done += more
+                self._advance(0, f"{name}: {done} of {max(done, total)} tiles")
+
+        return cast(Runtime, _Counted(runtime, counted))
+
+
+class _Counted:
+    """A runtime that says how many images have gone through its network, on whichever lane."""
+
+    def __init__(self, runtime: Runtime, counted: Callable[[int], None]) -> None:
+        self._runtime, self._counted = runtime, counted
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def lanes(self) -> tuple[Runtime, ...]:
+        """See `pelagia.infer.runtimes.lanes`."""
+        offered = lanes(self._runtime)
+        return () if offered[0] is self._runtime else tuple(cast(Runtime, _Counted(lane, self._counted)) for lane in offered)
+
+    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+        """As the runtime's."""
+        runtime = self._runtime
+        found = runtime.run(images) if valid is None else cast(PaddedRuntime, runtime).run(images, valid)
+        self._counted(len(images))
+        return found
+
+
+def _map_tiles(plan: MapPlan) -> int:
+    """How many tiles a class map takes; where averaged stripes of a very wide scan share tiles, a few more."""
+    canvas = plan.canvas
+    if plan.way == "hann":
+        return len(lay_tiles(canvas.size, canvas.tile, plan.overlap, canvas.stride))
+    across, down = (math.ceil(length / side) for length, side in zip(_size(canvas.scan), plan.block, strict=True))
+    return across * down
+
+
+def _size(scan: Scan) -> tuple[int, int]:
+    return scan.width, scan.height
+
+
+def _tiling_chosen(tile: tuple[int, int], options: PredictOptions) -> list[str]:
+    if options.tiling != "auto":
+        return []
+    return [f"large images are predicted in tiles of {tile[0]} x {tile[1]} pixels; --tiling never shrinks them instead"]
+
+
+def _blend_chosen(plan: MapPlan, card: ModelCard, options: PredictOptions) -> list[str]:
+    if options.blend != "auto" or plan.way == "exact":
+        return []
+    return [
+        f"the class map of tiles is averaged (--blend {plan.way}), not exactly that of the whole image: {why_not_exact(card)[0]}"
+    ]
+
+
+def _overlap_chosen(card: ModelCard, tile: tuple[int, int], options: PredictOptions) -> list[str]:
+    overlap = overlap_of(card, tile, options)
+    if overlap <= round(options.overlap * min(tile)):
+        return []
+    return [f"tiles overlap by {overlap} pixels, more than --overlap {options.overlap}: the model's typical object needs it"]
