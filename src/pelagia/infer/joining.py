@@ -1,6 +1,6 @@
 """One object out of its views in several overlapping tiles.
 
-An object no larger than the overlap is seen whole by at least one tile; others may see a piece of it, cut by their border. Four
+An object no larger than the overlap is seen whole by at least one tile; others may see a piece of it, cut by their border. Five
 rules make one object of its views:
 
 0. Each place has one judge: along x and along y, the tile whose inner borders are farthest from the centre of a detection. What
@@ -14,9 +14,13 @@ rules make one object of its views:
 3. Cut on both sides (larger than the overlap): two cut detections of one class that agree within the common area of their tiles,
    one to one by descending IoU, are pieces of one object and become one box around them; so is a piece without such a partner
    that lies in a larger one. Their masks are united, and the keypoints are those of the piece that sees most of them.
+4. Crossing (plain boxes): the boxes of a long object that goes on aslant hardly agree. Two pieces of one class in tiles side by
+   side, each cut by the border that lies in the other's tile and longer than the common area, are one object too if neither has
+   a partner by rule 3 and each is the only such piece that the other meets there. A predictor without error sees what crosses
+   the common area in both tiles, so the only candidate is the object itself; what runs side by side is left in pieces.
 
 Where objects have masks, "lies in" and "agree" (rules 2 and 3) are counted in pixels of the masks, otherwise in areas of boxes,
-of oriented boxes by clipping. Rules 1 to 3 only ever touch detections of different tiles. A predictor without error finds on
+of oriented boxes by clipping. Rules 1 to 4 only ever touch detections of different tiles. A predictor without error finds on
 tiles exactly what it finds on the whole (a test), and neighbours that touch or overlap are never merged, as a suppression over
 the whole image would.
 """
@@ -96,7 +100,7 @@ def join_views(
 
     # What a judge did not count is no object, but it tells to which object of the other tile a piece does not belong.
     pieces = meet(boxes, owner, tiles, views.pieces & (views.pieces & counts).any())
-    agree = _Agreement(views, pieces.at(alike(pieces) & (counts[pieces.a] | counts[pieces.b])))
+    agree = _Agreement(views, pieces.at(alike(pieces) & (counts[pieces.a] | counts[pieces.b])), borders(tiles))
     pairs = meet(boxes, owner, tiles, counts)
     dropped = ~counts
     _drop_doubles(views, pairs.at(alike(pairs)), tiles, margin, dropped)
@@ -161,10 +165,10 @@ def least_share(found: Instances) -> float:
 
 
 class _Agreement:
-    """How far pairs of one class, both cut, agree within the common area of their tiles (rule 3)."""
+    """How far pairs of one class, both cut, agree within the common area of their tiles (rules 3 and 4)."""
 
-    def __init__(self, views: Views, pairs: Pairs) -> None:
-        self.views, self.pairs = views, pairs
+    def __init__(self, views: Views, pairs: Pairs, every: Float) -> None:
+        self.views, self.pairs, self.every = views, pairs, every
         self.shared, self.first, self.second = views.common(pairs.a, pairs.b, pairs.zone)
         self.iou = _iou(self.shared, self.first, self.second)
 
@@ -181,7 +185,7 @@ class _Agreement:
         return most[at]
 
     def pieces(self, alive: Mask) -> Pairs:
-        """Rule 3: pairs of pieces of one object among the views that are left."""
+        """Rules 3 and 4: pairs of pieces of one object among the views that are left."""
         pairs, iou = self.pairs, self.iou
         alike = np.flatnonzero(iou >= _PIECE_IOU)
         chosen = alike[one_to_one(pairs.at(alike), iou[alike], np.zeros(len(alike)))]
@@ -191,8 +195,29 @@ class _Agreement:
         taken = np.concatenate([pairs.group[chosen] * count + end[chosen] for end in (pairs.a, pairs.b)])
         free = ~np.isin(pairs.group * count + smaller, taken)
         lies = self.shared >= least_share(self.views.found) * np.maximum(np.minimum(self.first, self.second), 1e-12)
-        result = pairs.at(np.union1d(chosen, np.flatnonzero(free & lies)))
+        agreeing = np.union1d(chosen, np.flatnonzero(free & lies))
+        result = pairs.at(np.union1d(agreeing, self._crossing(agreeing)))
         return result.at(alive[result.a] & alive[result.b])
+
+    def _crossing(self, agreeing: Int) -> Int:
+        """Rule 4: which pairs cross the common area of their tiles, when those of rule 3 are known."""
+        views, pairs = self.views, self.pairs
+        if views.found.masks is not None or views.found.oriented is not None:
+            return np.zeros(0, dtype=np.int64)
+        first, second = (self.every[views.owner[end]] for end in (pairs.a, pairs.b))
+        crosses = np.zeros(len(pairs.a), dtype=np.bool_)
+        for axis in (0, 1):
+            beside = (first[:, 1 - axis] == second[:, 1 - axis]) & (first[:, axis] < second[:, axis])
+            facing = views.cut[pairs.a, axis + 2] & views.cut[pairs.b, axis]
+            longer = views.boxes[pairs.a, axis] < pairs.zone[:, axis]
+            longer &= views.boxes[pairs.b, axis + 2] > pairs.zone[:, axis + 2]
+            crosses |= beside & facing & longer
+        only = crosses.copy()
+        for end in (pairs.a, pairs.b):
+            _, place = np.unique(pairs.group * len(views.found) + end, return_inverse=True)
+            place = place.reshape(-1)
+            only &= (np.bincount(place, weights=crosses)[place] == 1) & ~np.isin(place, place[agreeing])
+        return np.flatnonzero(only)
 
 
 def _iou(shared: Float, one: Float, other: Float) -> Float:
