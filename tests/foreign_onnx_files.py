@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+
+from tiny_onnx import CONSTANTS, mean_colours, save_graph
 
 ANGLE = 0.3
 WIDE, HIGH = 10.0, 6.0
@@ -53,19 +54,14 @@ def write_foreign(
     extra = {"obb": np.full((1, CELLS), ANGLE), "segment": np.ones((1, CELLS))}.get(task, np.zeros((0, CELLS)))
     prototype = np.where(np.arange(16) < 8, 5.0, -5.0) * np.ones((1, 1, 16, 1))
     constants = {
-        "two": np.array([0, 2], dtype=np.int64),
-        "zero": np.array([0], dtype=np.int64),
-        "end": np.array([2], dtype=np.int64),
-        "axis": np.array([1], dtype=np.int64),
-        "flat": np.array([0, 0, -1], dtype=np.int64),
+        **CONSTANTS,
         "fixed_boxes": boxes[None].astype(np.float32),
         "fixed_prototypes": prototype.astype(np.float32),
         "map": np.array([0, 1, 1, 1], dtype=np.int64),
     }
     node = helper.make_node
     nodes = [
-        node("AveragePool", ["images"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
-        node("Slice", ["pooled", "zero", "end", "axis"], ["red_green"]),
+        *mean_colours(),
         node("Reshape", ["red_green", "flat"], ["scores"]),
         node("ReduceMin", ["scores"], ["least"], axes=[1, 2], keepdims=1),
         node("Sub", ["least", "least"], ["nil"]),
@@ -88,18 +84,9 @@ def write_foreign(
     else:
         nodes.append(node("Concat", ["boxes", "scores", *beside], ["output0"], axis=1))
         shape = [batch, 6 + len(extra), CELLS if side == 64 else "anchors"]
-    outputs = [helper.make_tensor_value_info("output0", TensorProto.FLOAT, shape)]
+    outputs = {"output0": shape}
     if task == "segment":
         nodes += [node("Reshape", ["nil", "map"], ["nil4"]), node("Add", ["nil4", "fixed_prototypes"], ["output1"])]
-        outputs.append(helper.make_tensor_value_info("output1", TensorProto.FLOAT, [batch, 1, 16, 16]))
-    graph = helper.make_graph(
-        nodes,
-        "main_graph",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, side, side])],
-        outputs,
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    helper.set_model_props(model, metadata)
-    onnx.save(model, path)
-    return path
+        outputs["output1"] = [batch, 1, 16, 16]
+    inputs: dict[str, list[int | str]] = {"images": [batch, 3, side, side]}
+    return save_graph(path, nodes, constants, inputs, outputs, metadata)

@@ -32,11 +32,10 @@ from pelagia.core.image import write
 from pelagia.core.types import Category, Float, Instances, MaskCrop, PanopticMap, Segment, Task
 from pelagia.data.dataset import Dataset
 from pelagia.data.formats.panoptic_write import category_entry, segment_entries
-from pelagia.data.geometry import tight_crop
 from pelagia.data.label_maps import paint
 from pelagia.data.open import open_dataset
 from pelagia.data.panoptic_png import write_ids
-from pelagia.data.synthetic_body import Body, render
+from pelagia.data.synthetic_body import Body, render, stamp
 from pelagia.data.synthetic_shapes import DIATOM_SHAPES, PLANKTON_SHAPES, Draw, aggregate, fibre, speck
 from pelagia.errors import OptionError
 
@@ -295,7 +294,7 @@ def _draw_organisms(
         else:
             place = round(wish[0] - (box[0] + box[2]) / 2), round(wish[1] - (box[1] + box[3]) / 2)
         x, y = place
-        crop = _stamp(density, semantic, body, x, y, 1)
+        crop = stamp(density, semantic, body, x, y, 1)
         if crop is None:
             continue
         boxes = np.concatenate([boxes, box[None] + np.array([x, y, x, y])])
@@ -327,7 +326,7 @@ def _draw_detritus(
         darkness *= max(0.06 * length, 1.15) / breadth  # a thread fills little of its rectangle
     body = render(rng, draw(rng, half), length, breadth, darkness)
     height, width = density.shape
-    _stamp(density, semantic, body, int(rng.integers(width)), int(rng.integers(height)), 2)
+    stamp(density, semantic, body, int(rng.integers(width)), int(rng.integers(height)), 2)
 
 
 def _draw_body(rng: np.random.Generator, draw: Draw, options: SurveyOptions) -> Body:
@@ -370,22 +369,6 @@ def _find_place(
         if (area <= (0.33 * smaller if beside else 0.0)).all():
             return x, y
     return None
-
-
-def _stamp(density: NDArray[np.float32], semantic: NDArray[np.uint8], body: Body, x: int, y: int, kind: int) -> MaskCrop | None:
-    """Add a body shifted by (x, y); its mask inside the image, trimmed, or None if nothing of it is inside."""
-    rows, columns = body.mask.shape
-    left, top = body.x + x, body.y + y
-    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + columns, density.shape[1]), min(top + rows, density.shape[0])
-    if x2 <= x1 or y2 <= y1:
-        return None
-    inside = (slice(y1 - top, y2 - top), slice(x1 - left, x2 - left))
-    mask = body.mask[inside]
-    if not mask.any():
-        return None
-    density[y1:y2, x1:x2] += body.density[inside]
-    semantic[y1:y2, x1:x2][mask] = kind
-    return tight_crop(mask, x1, y1)
 
 
 def _expose(rng: np.random.Generator, density: NDArray[np.float32], options: SurveyOptions) -> NDArray[Any]:

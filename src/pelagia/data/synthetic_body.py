@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pelagia.core.types import Float, Mask
-from pelagia.data.geometry import move_points
+from pelagia.core.types import Float, Mask, MaskCrop
+from pelagia.data.geometry import move_points, tight_crop
 from pelagia.data.synthetic_shapes import Shape
 
-__all__ = ["Body", "render"]
+__all__ = ["Body", "render", "stamp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,22 @@ def render(rng: np.random.Generator, shape: Shape, length: float, breadth: float
     patch *= np.float32(_strength(patch, darkness * length * breadth))
     ends = move_points(np.array([shape.head, shape.tail]), matrix)
     return Body(patch, _largest_part(cover >= 0.5), int(low[0]), int(low[1]), ends)
+
+
+def stamp(density: NDArray[np.float32], semantic: NDArray[np.uint8], body: Body, x: int, y: int, kind: int) -> MaskCrop | None:
+    """Add a body shifted by (x, y); its mask inside the image, trimmed, or None if nothing of it is inside."""
+    rows, columns = body.mask.shape
+    left, top = body.x + x, body.y + y
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + columns, density.shape[1]), min(top + rows, density.shape[0])
+    if x2 <= x1 or y2 <= y1:
+        return None
+    inside = (slice(y1 - top, y2 - top), slice(x1 - left, x2 - left))
+    mask = body.mask[inside]
+    if not mask.any():
+        return None
+    density[y1:y2, x1:x2] += body.density[inside]
+    semantic[y1:y2, x1:x2][mask] = kind
+    return tight_crop(mask, x1, y1)
 
 
 def _fit(shape: Shape, lines: list[float], length: float, breadth: float) -> tuple[Float, Float]:

@@ -23,7 +23,7 @@ from pelagia.data.dataset import Dataset
 from pelagia.data.formats.common import Collector, Place, ReadOptions, image_files, read_splits, read_text
 from pelagia.data.formats.label_write import OBJECTS_FILE, write
 from pelagia.data.formats.writing import read_categories
-from pelagia.data.formats.yolo import load_yaml
+from pelagia.data.formats.yaml_text import load_yaml
 from pelagia.data.label_pixels import LABEL_SUFFIXES, page_count, read_label_pixels
 from pelagia.errors import FormatError, OptionError
 

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pelagia.core import oriented as core_oriented
 from pelagia.core.image import IMAGE_SUFFIXES
 from pelagia.core.types import Category, Float, Task
 from pelagia.data.dataset import Dataset
-from pelagia.data.formats.common import Collector, Place, ReadOptions, image_files, lines, numbers, read_text
+from pelagia.data.formats.common import Collector, Place, ReadOptions, image_files, lines, numbers
 from pelagia.data.formats.writing import read_categories
+from pelagia.data.formats.yaml_text import load_yaml
 from pelagia.errors import FormatError
 
-__all__ = ["NO_SPLIT", "label_file", "load_yaml", "plain_name", "read", "sniff"]
+__all__ = ["NO_SPLIT", "label_file", "plain_name", "read", "sniff"]
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
 
@@ -62,26 +62,6 @@ def _yaml_in(folder: Path) -> Path | None:
             return folder / name
     found = [file for file in sorted(folder.glob("*.y*ml")) if sniff(file) >= 0.9 and b"train" in file.read_bytes()[:65536]]
     return found[0] if len(found) == 1 else None
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, by the safe loader.
-
-    Raises:
-        FormatError: not YAML, or not a mapping; with the line.
-    """
-    try:
-        value = yaml.safe_load(read_text(path, limit_bytes=16 << 20))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise FormatError(f"not YAML: {error.problem}", where=f"{path}:{line}") from error
-    except yaml.YAMLError as error:
-        raise FormatError(f"not YAML: {error}", where=path) from error
-    except RecursionError as error:
-        raise FormatError("not usable YAML: nested too deeply", where=path) from error
-    if not isinstance(value, dict):
-        raise FormatError("expected a YAML mapping with names and train", where=path)
-    return value
 
 
 @dataclass(slots=True)
