@@ -2,9 +2,9 @@
 
     python peer_ultralytics.py REQUEST.json ANSWER.json
 
-The request names `action`: `train` (architecture, data.yaml, epochs, imgsz, batch, seed, out), `predict` (weights, images,
-imgsz), `export` (architecture, imgsz, data, formats, out), `folder` (weights, images, imgsz; and rect, batch, threads) or
-`samples` (data, imgsz, count). The answer holds what was asked and the seconds it took.
+The request names `action`: `train` (architecture, data.yaml, epochs, imgsz, batch, seed, out; and device), `predict` (weights,
+images, imgsz), `export` (architecture, imgsz, data, formats, out), `folder` (weights, images, imgsz; and rect, batch, half,
+device, threads) or `samples` (data, imgsz, count). The answer holds what was asked and the seconds it took.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         **request.get("arguments", {}),
         plots=False,  # its plots fetch a font from the network; without them it is a little faster
         val=request.get("val", True),
-        device="cpu",
+        device=request.get("device", "cpu"),
     )
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "epoch_seconds": epochs, "weights": str(Path(request["out"]) / "peer" / "weights" / "best.pt")}
@@ -111,17 +111,20 @@ def export(request: dict[str, Any]) -> dict[str, Any]:
 def folder(request: dict[str, Any]) -> dict[str, Any]:
     """Images per second of `predict` over a folder, from files to boxes, and processor time of an image; after a first pass."""
     model = YOLO(request["weights"], task="detect")
-    options = {key: request[key] for key in ("rect", "batch") if key in request}
+    options = {key: request[key] for key in ("rect", "batch", "half") if key in request}
+    device = request.get("device", "cpu")
 
     def once() -> int:
         if request.get("threads"):
             torch.set_num_threads(request["threads"])  # the peer sets its own number whenever it begins
-        results = model.predict(request["images"], imgsz=request["imgsz"], verbose=False, device="cpu", stream=True, **options)
+        results = model.predict(request["images"], imgsz=request["imgsz"], verbose=False, device=device, stream=True, **options)
         count = 0
         for _ in results:
             if request.get("threads") and not count:
                 torch.set_num_threads(request["threads"])
             count += 1
+        if device != "cpu":
+            torch.cuda.synchronize()
         return count
 
     once()

@@ -19,32 +19,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pelagia.core.image import write
 from pelagia.data.convert import convert
 from pelagia.data.open import open_dataset
-from pelagia.data.synthetic import draw_image, draw_survey
+from pelagia.data.synthetic import draw_survey
 from pelagia.infer.options import PredictOptions
+from pictures import draw_scan
 from training import ask_peer
 
 SLICE, OVERLAP = 640, 0.2
 PEER = Path(__file__).with_name("peer_sahi.py")
 WORKER = Path(__file__).with_name("sahi_scan_worker.py")
-PATCH = 1000
-
-
-def draw_scan(width: int, height: int) -> NDArray[np.uint8]:
-    """[H, W, 3]: patches of drawn plankton side by side, mirrored and in random order; drawing it in one piece takes minutes."""
-    patches = [draw_image(np.random.default_rng([4, k]), PATCH, PATCH).image for k in range(6)]
-    rng = np.random.default_rng(4)
-    scan = np.empty((-(-height // PATCH) * PATCH, -(-width // PATCH) * PATCH, 1), dtype=np.uint8)
-    for y in range(0, scan.shape[0], PATCH):
-        for x in range(0, scan.shape[1], PATCH):
-            patch = patches[int(rng.integers(len(patches)))]
-            scan[y : y + PATCH, x : x + PATCH] = patch[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
-    return np.repeat(scan[:height, :width], 3, axis=2)
 
 
 def train_peer(python: str, out: Path, epochs: int) -> str:

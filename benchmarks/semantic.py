@@ -32,7 +32,7 @@ from pelagia.data.augment import AugmentOptions
 from pelagia.data.dataset import Dataset
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
-from pelagia.train.batch import to_network
+from pelagia.nn.intensities import to_network
 from pelagia.train.data import CachedDataset, ImageCache, Maker, Plan
 from pelagia.train.loop import train
 from pelagia.train.optim import Schedule, choose_settings, clip_gradients

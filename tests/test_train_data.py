@@ -17,7 +17,8 @@ from pelagia.core.types import Instances
 from pelagia.data.augment import AugmentOptions
 from pelagia.data.sample import Sample
 from pelagia.errors import DataError, ImageError
-from pelagia.train.batch import Batch, collate, to_network
+from pelagia.nn.intensities import to_network
+from pelagia.train.batch import Batch, collate
 from pelagia.train.data import CachedDataset, ImageCache, Loader, Maker, Plan, measure_window
 from training import draw
 

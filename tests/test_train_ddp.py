@@ -14,7 +14,7 @@ import torch
 from pelagia.data.augment import AugmentOptions
 from pelagia.data.dataset import Dataset
 from pelagia.models.registry import create
-from pelagia.train.batch import to_network
+from pelagia.nn.intensities import to_network
 from pelagia.train.data import Maker, Plan
 from pelagia.train.distributed import Group, join_group
 from pelagia.train.loop import train

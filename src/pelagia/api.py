@@ -144,7 +144,8 @@ def load(
         threads: CPU threads, 0 for all cores.
         runtime: what runs it. auto goes by the file alone, so that a result never depends on what else is installed: a checkpoint
             or a foreign file runs in torch, an `.onnx` in ONNX Runtime, an `.xml` in OpenVINO. OpenVINO takes an `.onnx` too.
-        precision: float32, or bfloat16 in torch and OpenVINO: fast on processors with instructions for it, exact to 3 digits.
+        precision: float32, or bfloat16 in torch and OpenVINO: fast on processors with instructions for it, exact to 3 digits; on
+            an NVIDIA GPU torch also knows tf32, between the two.
 
     Raises:
         CheckpointError: missing, broken or of an unknown kind.
@@ -170,6 +171,8 @@ def load(
     if chosen not in taken:
         text = "; write one with: pelagia export MODEL" if chosen != "torch" and taken[0] == "torch" else ""
         raise OptionError(f"{chosen} does not take {suffix} files{text}", where=path)
+    if precision == "tf32" and chosen != "torch":
+        raise OptionError("tf32 is a precision of torch on NVIDIA GPUs; take float32", where=path)
     if chosen == "onnx":
         if precision != "float32":
             raise OptionError("ONNX Runtime computes in float32 here; for bfloat16 take torch or OpenVINO", where=path)

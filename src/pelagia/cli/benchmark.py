@@ -53,7 +53,7 @@ def benchmark(
         images: Files, folders and patterns; by default drawn JPEGs of 1280 x 960 pixels.
         also: Other files of the same model, such as an int8 .onnx or .xml.
         batch: Images per step, tried in turn on a GPU. On a CPU each core works on an image of its own.
-        precision: float32 or bfloat16, tried in turn in torch and OpenVINO.
+        precision: float32, bfloat16 or (torch on an NVIDIA GPU) tf32, tried in turn in torch and OpenVINO.
         seconds: Length of each measurement.
         device: auto, cpu, cuda, cuda:1 or mps.
         threads: CPU threads; 0 for all cores.
@@ -132,6 +132,8 @@ def _candidates(
             if kind == "openvino" and importlib.util.find_spec("openvino") is None:
                 say("OpenVINO is not installed and not measured: pip install 'pelagia[openvino]'")
                 continue
-            for how in precisions if kind != "onnx" else _EXACT:
+            for how in _EXACT if kind == "onnx" else precisions:
+                if how == "tf32" and kind != "torch":
+                    continue
                 where = device if kind == "torch" or device in ("cpu", "cuda") else "auto"
                 yield name, load(path, device=where, threads=threads, runtime=kind, precision=how), kind, how

@@ -68,7 +68,8 @@ def predict(
         device: auto, cpu, cuda, cuda:1 or mps.
         threads: CPU threads; 0 for all cores.
         runtime: What runs the model; auto: torch for a checkpoint, ONNX Runtime for .onnx, OpenVINO for .xml.
-        precision: bfloat16 is faster in torch and OpenVINO on processors that have it, and exact to 3 digits only.
+        precision: bfloat16 is faster in torch and OpenVINO on processors that have it, and exact to 3 digits only; tf32, of torch
+            on an NVIDIA GPU, is between float32 and bfloat16.
     """
     paths, broken = _find(images, out)
     predictor = load(model, device=device, threads=threads, runtime=runtime, precision=precision)

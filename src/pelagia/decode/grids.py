@@ -14,6 +14,7 @@ Raw outputs, A cells over all grids, row by row, finest grid first:
                           instance only: logits of the mask = the sum over k of coefficient k times prototype k
     keypoints [B, 3 P, A] keypoints only, for each point p the rows 3 p to 3 p + 2: x = (2 a + column) stride,
                           y = (2 b + row) stride, score = sigmoid(c), in the column and row of the cell within its grid
+    cells [B, A]          optional: then the other outputs hold, in their columns, these cells only
 """
 
 from __future__ import annotations
@@ -36,7 +37,17 @@ from pelagia.decode.outputs import check_shapes
 from pelagia.decode.resample import bilinear
 from pelagia.errors import ModelError
 
-__all__ = ["CANDIDATES", "PROTOTYPE_STRIDE", "STRIDES", "anchors", "candidates", "cut_masks", "decode_grids", "select"]
+__all__ = [
+    "CANDIDATES",
+    "PROTOTYPE_STRIDE",
+    "STRIDES",
+    "anchors",
+    "candidates",
+    "cut_masks",
+    "decode_grids",
+    "select",
+    "thresholds",
+]
 
 #: Input pixels per cell of the prototypes of masks.
 PROTOTYPE_STRIDE = 4
@@ -88,30 +99,37 @@ def decode_grids(
         ModelError: an output is missing, has another shape than the card asks for, or holds NaN.
     """
     centres, strides = anchors(card.input_size)
-    _check(outputs, len(frames), len(centres), card)
+    given = outputs.get("cells")
+    _check(outputs, len(frames), len(centres) if given is None else given.shape[1], card)
     boxes, scores = outputs["boxes"], outputs["scores"]
-    thresholds = _logit(np.array([options.class_scores.get(name, options.score) for name in card.class_names]))
+    lowest = thresholds(card, options)
     found = []
     for image, frame in enumerate(frames):
-        cells, labels, logits = candidates(scores[image], thresholds, options.multi_label, card)
-        distances = _distances(boxes[image][:, cells]) * strides[cells, None]
+        columns, labels, logits = candidates(scores[image], lowest, options.multi_label, card)
+        cells = columns if given is None else given[image, columns]
+        distances = _distances(boxes[image][:, columns]) * strides[cells, None]
         if card.task == "oriented":
-            values = _rotated(centres[cells], distances, outputs["angles"][image, 0, cells])
+            values = _rotated(centres[cells], distances, outputs["angles"][image, 0, columns])
         else:
             values = _upright(centres[cells], distances)
         objects, kept = select(values, labels, _sigmoid(logits), frame, options, oriented=card.task == "oriented")
-        chosen = cells[kept]
+        columns, cells = columns[kept], cells[kept]
         if card.task == "instance":
-            coefficients = outputs["coefficients"][image][:, chosen].T
+            coefficients = outputs["coefficients"][image][:, columns].T
             objects = objects.replace(
                 masks=cut_masks(coefficients, outputs["prototypes"][image], objects.box_array, frame, options.mask)
             )
         if card.task == "keypoints":
-            points = _points(outputs["keypoints"][image][:, chosen], centres[chosen], strides[chosen])
+            points = _points(outputs["keypoints"][image][:, columns], centres[cells], strides[cells])
             points[..., :2] = frame.points(points[..., :2])
             objects = objects.replace(keypoints=points)
         found.append(objects)
     return found
+
+
+def thresholds(card: ModelCard, options: DecodeOptions) -> Float:
+    """[C] logits from which a cell is a candidate for each class."""
+    return _logit(np.array([options.class_scores.get(name, options.score) for name in card.class_names]))
 
 
 def _check(outputs: Mapping[str, NDArray[Any]], batch: int, cells: int, card: ModelCard) -> None:

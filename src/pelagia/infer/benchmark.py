@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from pelagia.core.image import letterbox, normalise, read
+from pelagia.core.image import normalise, read
 from pelagia.decode import decode
 from pelagia.errors import ImageError, OptionError
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_files
-from pelagia.infer.runtimes import Runtime, lanes, runtime_name
-from pelagia.infer.views import is_full_resolution
+from pelagia.infer.runtimes import PixelRuntime, Runtime, lanes, runtime_name
+from pelagia.infer.views import fit
 
 __all__ = ["Timing", "measure"]
 
@@ -32,8 +33,8 @@ class Timing:
         at_once: images in the network at the same time.
         images: how many were predicted, after a few to warm up.
         images_per_second: from files to objects, as `predict` does it, all cores in use.
-        read_ms, network_ms, decode_ms: of one image by itself, one part after the other: reading, fitting and normalising; the
-            network on all cores; from raw outputs to objects.
+        read_ms, network_ms, decode_ms: of one image by itself, one part after the other: reading, fitting and normalising (which
+            a GPU does itself); the network on all cores; from raw outputs to objects.
     """
 
     runtime: str
@@ -95,13 +96,14 @@ def _parts(
     source: Iterator[Path] = iter(cycle(paths))
     while len(spent) < 2 or time.perf_counter() < end:
         marks = [time.perf_counter()]
-        fitted = [
-            letterbox(read(next(source)), card.input_size, enlarge=not is_full_resolution(card), margin=card.margin)
-            for _ in range(batch)
-        ]
-        inputs = np.stack([normalise(image, card.normalisation) for image, _ in fitted])
+        fitted = [fit(card, read(next(source))) for _ in range(batch)]
+        images = [image for image, _ in fitted]
+        if getattr(runtime, "takes_pixels", False):
+            network = partial(cast(PixelRuntime, runtime).run_pixels, images, decoding)
+        else:
+            network = partial(runtime.run, np.stack([normalise(image, card.normalisation) for image in images]))
         marks.append(time.perf_counter())
-        outputs = runtime.run(inputs)
+        outputs = network()
         marks.append(time.perf_counter())
         decode(outputs, [frame for _, frame in fitted], card, decoding)
         marks.append(time.perf_counter())

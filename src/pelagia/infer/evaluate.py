@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pelagia.core.ahead import side_by_side
 from pelagia.core.card import ModelCard
+from pelagia.core.frame import Frame
 from pelagia.core.image import MAX_PIXELS, image_size
 from pelagia.core.nms import nms, nms_oriented
 from pelagia.core.scan import open_scan
@@ -26,11 +32,11 @@ from pelagia.errors import EvaluationError, OptionError
 from pelagia.infer.coco_results import ResultsFile
 from pelagia.infer.objects import KINDS, predicted_objects, truth_objects
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.predict import predict_batch, predict_image
+from pelagia.infer.predict import predict_fitted, predict_image
 from pelagia.infer.progress import track
 from pelagia.infer.read_predictions import read_predictions
-from pelagia.infer.runtimes import Runtime
-from pelagia.infer.views import is_tiled, objects_of
+from pelagia.infer.runtimes import Runtime, Shared, cpu_count
+from pelagia.infer.views import fit, is_tiled, objects_of
 from pelagia.metrics.boundary import DEFAULT_BOUNDARY, BoundaryOptions
 from pelagia.metrics.detection import Evidence, gather
 from pelagia.metrics.objects import Kind, Objects
@@ -278,14 +284,22 @@ def predictions(
         )
     )
     starts = range(0, len(dataset), options.batch)
-    for start in track(starts, "evaluating", show=show):
-        indices = range(start, min(start + options.batch, len(dataset)))
-        large = [is_tiled(_size(dataset, index), runtime.card) for index in indices]
-        small = [dataset.image(index) for index, scan in zip(indices, large, strict=True) if not scan]
-        found = iter(predict_batch(runtime, small, counting) if small else [])
-        for index, scan in zip(indices, large, strict=True):
-            item = _scan_answer(runtime, dataset.image_paths[index], options, counting) if scan else next(found)
-            yield _relabel(item, labels, len(dataset.categories))
+    look = partial(_look, dataset, runtime.card)
+    # A GPU is fed by a thread on every core. On a CPU reading takes turns with the network, which needs them all.
+    beside = not Shared(runtime).alone
+    steps = ((partial(look, index), beside) for index in range(len(dataset)))
+    with closing(side_by_side(steps, workers=cpu_count() if beside else 1)) as looked:
+        for start in track(starts, "evaluating", show=show):
+            views = list(islice(looked, options.batch))
+            found = iter(predict_fitted(runtime, [view for view in views if view is not None], counting))
+            for index, view in enumerate(views, start):
+                item = _scan_answer(runtime, dataset.image_paths[index], options, counting) if view is None else next(found)
+                yield _relabel(item, labels, len(dataset.categories))
+
+
+def _look(dataset: Dataset, card: ModelCard, index: int) -> tuple[NDArray[Any], Frame] | None:
+    """An image as the network sees it, None if it is to be tiled."""
+    return None if is_tiled(_size(dataset, index), card) else fit(card, dataset.image(index))
 
 
 def _size(dataset: Dataset, index: int) -> tuple[int, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +19,8 @@ from pelagia.core.ahead import side_by_side
 from pelagia.core.allocator import keep_freed_memory
 from pelagia.core.card import ModelCard
 from pelagia.core.files import temporary_path
-from pelagia.core.image import image_size, letterbox, read
+from pelagia.core.frame import Frame
+from pelagia.core.image import image_size, read
 from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Instances, Prediction
@@ -26,13 +29,13 @@ from pelagia.errors import ImageError, OptionError
 from pelagia.infer.dense import tiled_map
 from pelagia.infer.map_writer import StoredMap, predict_map
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.runtimes import Runtime, Shared
+from pelagia.infer.runtimes import Runtime, Shared, cpu_count
 from pelagia.infer.tiled import tiled_objects
 from pelagia.infer.tiled_panoptic import tiled_panoptic
-from pelagia.infer.views import answer, answers, is_full_resolution, must_tile, tile_size
+from pelagia.infer.views import answer, answers, fit, must_tile, tile_size
 from pelagia.infer.watching import Watch
 
-__all__ = ["FileResult", "predict_batch", "predict_files", "predict_image"]
+__all__ = ["FileResult", "predict_batch", "predict_files", "predict_fitted", "predict_image"]
 
 #: How maps are predicted in tiles, by task; every other task answers with objects.
 _TILED: dict[str, Callable[[Runtime, Scan, tuple[int, int], PredictOptions, DecodeOptions], Prediction]] = {
@@ -53,11 +56,24 @@ class FileResult:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A small image as the network sees it and the way back, or why it could not be read."""
+
+    path: Path
+    view: NDArray[Any] | None = None
+    frame: Frame | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+
 def predict_batch(runtime: Runtime, images: Sequence[NDArray[Any]], options: DecodeOptions) -> list[Prediction]:
     """What the model answers for each whole image, in its pixels; images [H, W, C] of any sizes, each fitted into the input."""
-    card = runtime.card
-    enlarge = not is_full_resolution(card)
-    fitted = [letterbox(image, card.input_size, enlarge=enlarge, margin=card.margin) for image in images]
+    return predict_fitted(runtime, [fit(runtime.card, image) for image in images], options)
+
+
+def predict_fitted(runtime: Runtime, fitted: Sequence[tuple[NDArray[Any], Frame]], options: DecodeOptions) -> list[Prediction]:
+    """As `predict_batch`, for images that `views.fit` has fitted into the input."""
     if len(fitted) <= 1:
         return answer(runtime, [image for image, _ in fitted], [frame for _, frame in fitted], options) if fitted else []
     with closing(answers(runtime, iter(fitted), len(fitted), options)) as found:
@@ -122,20 +138,26 @@ def predict_files(
     """Objects of each image file, in the order of `paths`; small images are batched, large ones read in windows.
 
     Small images are read, fitted and decoded in threads beside the network (`core.ahead`). On a CPU each is a step of its own,
-    on the next free core. A file that cannot be read gives a result with its `error`, and the rest goes on. With a folder `maps`
-    the class map of a scan is not held but written there, as a temporary file or folder that whoever takes the result moves away.
-    `watch` tells how far a scan has come.
+    on the next free core; a GPU gets batches, whose images are read by a thread on each core. A file that cannot be read gives a
+    result with its `error`, and the rest goes on. With a folder `maps` the class map of a scan is not held but written there, as
+    a temporary file or folder that whoever takes the result moves away. `watch` tells how far a scan has come.
     """
     options = options or PredictOptions()
     decoding = options.decoding(runtime.card)
     probable = _probable(runtime.card, options)
     tile = tile_size(runtime.card, options)
     shared = Shared(runtime)
-    small = partial(_small_images, shared, decoding=decoding, probable=probable, max_pixels=options.max_pixels)
+    small = partial(_small_images, shared, decoding=decoding, probable=probable)
+    readers = ThreadPoolExecutor(cpu_count(), thread_name_prefix="reader")
+
+    def opened(path: Path) -> Callable[[], _Fitted]:
+        """A small image, which on a CPU is read by who asks for it."""
+        read_it = partial(_fit, runtime.card, path, options.max_pixels)
+        return read_it if shared.alone else readers.submit(read_it).result
 
     def steps() -> Iterator[tuple[Callable[[], list[FileResult]], bool]]:
         """Small images beside the network; scans, which take all cores, by themselves."""
-        waiting: list[Path] = []
+        waiting: list[Callable[[], _Fitted]] = []
         most = 1 if shared.alone else options.batch
         for path in map(Path, paths):
             try:
@@ -143,7 +165,7 @@ def predict_files(
             except ImageError:
                 large = False  # reading it will say why
             if not large:
-                waiting.append(path)
+                waiting.append(opened(path))
             if waiting and (large or len(waiting) == most):
                 if shared.alone:
                     # Each image frees what the next one needs. On scans, whose pieces differ in size, it would cost memory.
@@ -155,8 +177,14 @@ def predict_files(
         if waiting:
             yield partial(small, waiting), True
 
-    for results in side_by_side(steps(), workers=shared.count + 1):
-        yield from results
+    # Steps of a GPU wait for their images: there are enough of them to keep all cores reading.
+    workers = shared.count + (1 if shared.alone else math.ceil(cpu_count() / options.batch))
+    try:
+        with closing(side_by_side(steps(), workers=workers)) as found:
+            for results in found:
+                yield from results
+    finally:
+        readers.shutdown(cancel_futures=True)
 
 
 def _scan_file(runtime: Runtime, path: Path, options: PredictOptions, maps: Path | None, watch: Watch | None) -> list[FileResult]:
@@ -177,34 +205,36 @@ def _scan_file(runtime: Runtime, path: Path, options: PredictOptions, maps: Path
     return [FileResult(path, scan.width, scan.height, found, seconds=time.perf_counter() - start)]
 
 
+def _fit(card: ModelCard, path: Path, max_pixels: int) -> _Fitted:
+    """One small image, read and fitted into the input."""
+    try:
+        image = read(path, max_pixels=max_pixels)
+    except ImageError as error:
+        return _Fitted(path, error=error.reason)
+    begin = time.perf_counter()
+    view, frame = fit(card, image)
+    return _Fitted(path, view, frame, time.perf_counter() - begin)
+
+
 def _small_images(
     runtime: Runtime,
-    paths: Sequence[Path],
+    images: Sequence[Callable[[], _Fitted]],
     *,
     decoding: DecodeOptions,
     probable: Callable[[Prediction], Prediction],
-    max_pixels: int,
 ) -> list[FileResult]:
     """The results of one step."""
-    images: list[NDArray[Any]] = []
-    errors: dict[Path, str] = {}
-    for path in paths:
-        try:
-            images.append(read(path, max_pixels=max_pixels))
-        except ImageError as error:
-            errors[path] = error.reason
-    start = time.perf_counter()
-    found = iter(predict_batch(runtime, images, decoding) if images else [])
-    seconds = (time.perf_counter() - start) / max(len(images), 1)
-    sizes = iter(images)
-    results = []
-    for path in paths:
-        if path in errors:
-            results.append(FileResult(path, error=errors[path]))
-        else:
-            height, width = next(sizes).shape[:2]
-            results.append(FileResult(path, width, height, probable(next(found)), seconds=seconds))
-    return results
+    fitted = [image() for image in images]
+    shown = [(item.view, item.frame) for item in fitted if item.view is not None and item.frame is not None]
+    begin = time.perf_counter()
+    found = iter(answer(runtime, [view for view, _ in shown], [frame for _, frame in shown], decoding) if shown else [])
+    seconds = (time.perf_counter() - begin) / max(len(shown), 1)
+    return [
+        FileResult(item.path, error=item.error)
+        if item.frame is None
+        else FileResult(item.path, item.frame.width, item.frame.height, probable(next(found)), seconds=item.seconds + seconds)
+        for item in fitted
+    ]
 
 
 def _checked(image: NDArray[Any]) -> NDArray[Any]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
 from pelagia.core.lazy import resolve
+from pelagia.decode import DecodeOptions
 from pelagia.errors import CheckpointError, ModelError, OptionError
 from pelagia.infer.foreign_onnx import foreign_card, foreign_outputs
 
@@ -33,6 +34,7 @@ __all__ = [
     "VALID",
     "OnnxRuntime",
     "PaddedRuntime",
+    "PixelRuntime",
     "Precision",
     "Runtime",
     "RuntimeKind",
@@ -48,8 +50,9 @@ __all__ = [
 RuntimeKind: TypeAlias = Literal["auto", "torch", "onnx", "openvino"]
 RUNTIMES: tuple[RuntimeKind, ...] = get_args(RuntimeKind)
 
-#: What multiplications are done in; bfloat16 keeps 8 bits of a number and is fast where the processor has instructions for it.
-Precision: TypeAlias = Literal["float32", "bfloat16"]
+#: What multiplications are done in. bfloat16 keeps 8 bits of a number and is fast where the processor has instructions for it;
+#: tf32 keeps 11, on NVIDIA GPUs, where float32 (24 bits) is several times slower.
+Precision: TypeAlias = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 #: Name of the input that tells which part of the images is no padding.
@@ -97,6 +100,22 @@ class PaddedRuntime(Protocol):
         ...
 
 
+class PixelRuntime(Protocol):
+    """A runtime that computes on a device of its own and says so by `takes_pixels`: it gets the stored bytes, and sends back what
+    decoding can use."""
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether `run_pixels` is to be preferred to `run`."""
+        ...
+
+    def run_pixels(
+        self, images: Sequence[NDArray[Any]], options: DecodeOptions, valid: NDArray[np.int64] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Raw outputs for stored images [H, W, 1 or 3], in which `decode` with `options` finds what it does in those of `run`."""
+        ...
+
+
 def cpu_count() -> int:
     """Cores that this process may use (a container or a batch system may allow fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -128,6 +147,7 @@ class Shared:
     Attributes:
         count: how many lanes there are.
         alone: whether the runtime offers lanes, even a single one: then it is on a CPU, and an image is to go through it alone.
+        takes_pixels: see `PixelRuntime`.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -136,6 +156,7 @@ class Shared:
         offered = lanes(runtime)
         self.count = len(offered)
         self.alone = offered[0] is not runtime
+        self.takes_pixels = bool(getattr(offered[0], "takes_pixels", False))
         for lane in offered:
             self._free.put(lane)
 
@@ -149,6 +170,16 @@ class Shared:
         lane = self._free.get()
         try:
             return lane.run(images) if valid is None else cast(PaddedRuntime, lane).run(images, valid)
+        finally:
+            self._free.put(lane)
+
+    def run_pixels(
+        self, images: Sequence[NDArray[Any]], options: DecodeOptions, valid: NDArray[np.int64] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """As `PixelRuntime.run_pixels`, on the next free lane."""
+        lane = self._free.get()
+        try:
+            return cast(PixelRuntime, lane).run_pixels(images, options, valid)
         finally:
             self._free.put(lane)
 

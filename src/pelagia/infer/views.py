@@ -25,18 +25,19 @@ from pelagia.core.image import normalise
 from pelagia.core.padding import covered, to_corner
 from pelagia.core.scan import Scan
 from pelagia.core.types import Instances, Prediction
-from pelagia.core.warp import warp
+from pelagia.core.warp import letterbox, warp
 from pelagia.data.augment import FILL
 from pelagia.decode import DecodeOptions, decode
 from pelagia.errors import ModelError
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.runtimes import PaddedRuntime, Runtime, Shared
+from pelagia.infer.runtimes import PaddedRuntime, PixelRuntime, Runtime, Shared
 from pelagia.infer.tiles import Tile, lay_tiles
 
 __all__ = [
     "TILE_FACTOR",
     "answer",
     "answers",
+    "fit",
     "is_full_resolution",
     "is_tiled",
     "lay",
@@ -65,6 +66,11 @@ def tile_size(card: ModelCard, options: PredictOptions) -> tuple[int, int]:
 
 def is_full_resolution(card: ModelCard) -> bool:
     return bool(card.manifest.get("full_resolution"))
+
+
+def fit(card: ModelCard, image: NDArray[Any]) -> tuple[NDArray[Any], Frame]:
+    """A whole image as the network sees it, and the way back."""
+    return letterbox(image, card.input_size, enlarge=not is_full_resolution(card), margin=card.margin)
 
 
 def must_tile(size: tuple[int, int], tile: tuple[int, int], tiling: Literal["auto", "always", "never"], card: ModelCard) -> bool:
@@ -157,26 +163,37 @@ def answers(
 
 def answer(runtime: Runtime, images: Sequence[NDArray[Any]], frames: Sequence[Frame], options: DecodeOptions) -> list[Prediction]:
     card = runtime.card
-    if card.masks_padding:
-        return _answer_padded(cast(PaddedRuntime, runtime), card, images, frames, options)
-    batch = np.stack([normalise(image, card.normalisation) for image in images])
-    return decode(runtime.run(batch), frames, card, options)
+    if not card.masks_padding:
+        return decode(_outputs(runtime, images, options), frames, card, options)
+    moved, places, valid = _to_corners(images, frames)
+    outputs = _outputs(runtime, moved, options, valid)
+    return decode({**outputs, "valid": valid}, places, card, options)
 
 
-def _answer_padded(
-    runtime: PaddedRuntime, card: ModelCard, images: Sequence[NDArray[Any]], frames: Sequence[Frame], options: DecodeOptions
-) -> list[Prediction]:
-    """As `answer`, the images moved to the upper left corner of the input and their sizes told."""
+def _outputs(
+    runtime: Runtime, images: Sequence[NDArray[Any]], options: DecodeOptions, valid: NDArray[np.int64] | None = None
+) -> dict[str, NDArray[Any]]:
+    """What the network answers; a device of its own gets the images as they are stored."""
+    if getattr(runtime, "takes_pixels", False):
+        return cast(PixelRuntime, runtime).run_pixels(images, options, valid)
+    shown = [normalise(image, runtime.card.normalisation) for image in images]
+    batch = shown[0][None] if len(shown) == 1 else np.stack(shown)
+    return runtime.run(batch) if valid is None else cast(PaddedRuntime, runtime).run(batch, valid)
+
+
+def _to_corners(
+    images: Sequence[NDArray[Any]], frames: Sequence[Frame]
+) -> tuple[list[NDArray[Any]], list[Frame], NDArray[np.int64]]:
+    """The images moved to the upper left corner of the input, their frames, and their heights and widths."""
     moved, places, valid = [], [], []
     for image, frame in zip(images, frames, strict=True):
         canvas = (image.shape[1], image.shape[0])
         x1, y1, x2, y2 = window = covered(frame.inverse, (frame.width, frame.height), canvas) or (0, 0, *canvas)
-        moved.append(normalise(to_corner(image, window, FILL), card.normalisation))
+        moved.append(to_corner(image, window, FILL))
         back = frame.matrix + np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]) * (frame.matrix[:, :2] @ [x1, y1])[:, None]
         places.append(Frame(back, frame.width, frame.height))
         valid.append((y2 - y1, x2 - x1))
-    outputs = runtime.run(np.stack(moved), np.array(valid))
-    return decode({**outputs, "valid": np.array(valid)}, places, card, options)
+    return moved, places, np.array(valid)
 
 
 def objects_of(found: Prediction, card: ModelCard) -> Instances:

@@ -6,7 +6,7 @@ Tiles are counted where they go through the network, so that every way of tiling
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any, cast
 
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
 from pelagia.core.scan import Scan
+from pelagia.decode import DecodeOptions
 from pelagia.infer.dense import MapPlan, plan_map, why_not_exact
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.progress import Advance
-from pelagia.infer.runtimes import PaddedRuntime, Runtime, lanes
+from pelagia.infer.runtimes import PaddedRuntime, PixelRuntime, Runtime, lanes
 from pelagia.infer.tiled import tile_total
 from pelagia.infer.tiles import lay_tiles
 from pelagia.infer.views import lay, overlap_of, tile_size
@@ -86,6 +87,14 @@ class _Counted:
         """As the runtime's."""
         runtime = self._runtime
         found = runtime.run(images) if valid is None else cast(PaddedRuntime, runtime).run(images, valid)
+        self._counted(len(images))
+        return found
+
+    def run_pixels(
+        self, images: Sequence[NDArray[Any]], options: DecodeOptions, valid: NDArray[np.int64] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """As the runtime's, where it takes pixels."""
+        found = cast(PixelRuntime, self._runtime).run_pixels(images, options, valid)
         self._counted(len(images))
         return found
 

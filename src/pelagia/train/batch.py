@@ -1,4 +1,4 @@
-"""Samples stacked into a batch, and its intensities as the network takes them."""
+"""Samples stacked into a batch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pelagia.core import masks as core_masks
-from pelagia.core.card import Normalisation
 from pelagia.core.types import MaskCrop
 from pelagia.data.sample import Sample
 from pelagia.models.targets import MaskCrops, Targets
+from pelagia.nn.intensities import stack_pixels
 
-__all__ = ["Batch", "collate", "to_network"]
+__all__ = ["Batch", "collate"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,9 @@ class Batch:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one size into a batch."""
-    pixels = np.stack([sample.image for sample in samples])
-    if pixels.dtype == np.uint16:
-        pixels = pixels.astype(np.int32)  # torch knows uint16 but computes nothing with it
     truths = [sample.truth for sample in samples]
     counts = [len(truth) for truth in truths]
-    height, width = pixels.shape[1:3]
+    height, width = samples[0].image.shape[:2]
 
     def flat(column: Sequence[NDArray[Any]], kind: torch.dtype) -> Tensor:
         return torch.as_tensor(np.concatenate(column)).to(kind)
@@ -73,7 +70,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     shown = [(width, height) if sample.shown is None else sample.shown[2:] for sample in samples]
     valid = None if all(sample.shown is None for sample in samples) else torch.tensor(shown).flip(1)
     names = tuple(sample.name for sample in samples)
-    return Batch(torch.from_numpy(pixels).permute(0, 3, 1, 2), targets, names, valid=valid)
+    return Batch(stack_pixels([sample.image for sample in samples]), targets, names, valid=valid)
 
 
 def _pack(masks: Sequence[tuple[MaskCrop, ...]], samples: int, height: int, width: int) -> MaskCrops | None:
@@ -87,17 +84,3 @@ def _pack(masks: Sequence[tuple[MaskCrop, ...]], samples: int, height: int, widt
     bits = np.concatenate([np.zeros(0, dtype=np.bool_), *(crop.bitmap.ravel() for crop in crops)])
     windows = np.concatenate([corner, corner + shapes[:, ::-1] * (shapes.prod(axis=1) > 0)[:, None]], axis=1)
     return MaskCrops(torch.from_numpy(bits), torch.from_numpy(windows), height, width)
-
-
-def to_network(images: Tensor, normalisation: Normalisation, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Stored intensities -> network input, by the formula of `core.image.normalise`; the bytes travel, the device computes."""
-    values = images.to(device, non_blocking=True).to(dtype)
-    low, high = normalisation.low, normalisation.high
-    if low:
-        values.sub_(low)
-    values.div_(high - low)
-    if low > 0 or high < 255 or images.dtype != torch.uint8:
-        values.clamp_(0, 1)
-    if normalisation.mean != (0.0, 0.0, 0.0) or normalisation.std != (1.0, 1.0, 1.0):
-        values.sub_(values.new_tensor(normalisation.mean).view(3, 1, 1)).div_(values.new_tensor(normalisation.std).view(3, 1, 1))
-    return values

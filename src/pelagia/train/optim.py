@@ -130,6 +130,5 @@ def clip_gradients(parameters: Iterable[Tensor], longest: float) -> Tensor:
     length = torch.nn.utils.get_total_norm(gradients)
     if longest:
         scale = (longest / (length + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(scale)
+        torch._foreach_mul_(gradients, scale)  # one kernel for all where the device has it
     return length

@@ -87,7 +87,11 @@ class TrainOptions:
     clip_norm: float = field(default=10.0, metadata=_help("Gradients longer than this are scaled down to it; 0 for no limit."))
     ema_decay: float = field(default=0.9999, metadata=_help("Decay of the weights' average, reached by a ramp; 0 for none."))
     amp: Literal["auto", "on", "off"] = field(
-        default="auto", metadata=_help("Mixed precision: auto uses bfloat16 or float16 on a GPU and float32 on the CPU.")
+        default="auto",
+        metadata=_help(
+            "Mixed precision: auto uses bfloat16 or float16 on a GPU and float32 on the CPU; off is float32, in "
+            "which PyTorch lets the convolutions of an NVIDIA GPU use TF32."
+        ),
     )
     channels_last: bool = field(default=True, metadata=_help("Keep tensors as [B, H, W, C] in memory: faster on most devices."))
 

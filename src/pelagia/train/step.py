@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pelagia.errors import NonFiniteLossError, OptionError
 from pelagia.models.model import Model, Targets
-from pelagia.train.batch import Batch, to_network
+from pelagia.nn.intensities import to_network
+from pelagia.train.batch import Batch
 from pelagia.train.checkpoint import Progress
 from pelagia.train.distributed import Group
 from pelagia.train.ema import Average
