@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+
 import numpy as np
 import pytest
 
@@ -47,3 +49,36 @@ def test_noise_has_the_stated_sigma_and_blur_keeps_the_mean() -> None:
     assert blurred.shape == spots.shape
     assert blurred.mean() == pytest.approx(spots.mean(), abs=1)
     assert blurred.std() < spots.std()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hue_saturation_and_value_follow_their_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (12, 31, 3), dtype=np.uint8)
+    image[:2] = image[:2, :, :1]  # greys
+    image[2:4, :, 1] = image[2:4, :, 0]  # two channels alike
+    image[4, :, rng.integers(3)] = 0
+    image[0, :2] = [[0], [255]]
+    found = colour.shift_hsv(image, np.random.default_rng(seed), 0.5, 0.9, 1.0)
+    drawn = np.random.default_rng(seed)
+    turn, gain = drawn.uniform(-0.5, 0.5), drawn.uniform(0.1, 1.9)
+    power = np.exp(drawn.uniform(-1, 1) * np.log(2))
+    for before, after in zip(image.reshape(-1, 3), found.reshape(-1, 3), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(before / 255))
+        value = np.round(255 * value**power)
+        expected = colorsys.hsv_to_rgb((hue + turn) % 1, min(saturation * gain, 1), value)
+        np.testing.assert_allclose(after, expected, atol=0.501)
+    assert np.count_nonzero(found != image) > 0.9 * image[2:].size
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_noise_equals_its_formula(dtype: type) -> None:
+    top = np.iinfo(dtype).max
+    image = np.random.default_rng(1).integers(0, top, (20, 30, 3), dtype=dtype, endpoint=True)
+    rng = np.random.default_rng(2)
+    sigma = rng.uniform(0, 0.03) * top
+    plane = rng.standard_normal((20, 30), dtype=np.float32) * np.float32(sigma)
+    expected = np.clip(np.rint(image.astype(np.float32) + plane[..., None]), 0, top)
+    found = colour.add_noise(image, np.random.default_rng(2))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, expected)

@@ -23,6 +23,7 @@ from pelagia.core.card import Normalisation
 from pelagia.core.frame import Frame
 from pelagia.core.image import find_images, image_size, letterbox, normalise, read, to_rgb, warp, write
 from pelagia.core.types import Float
+from pelagia.core.warp import stretch
 from pelagia.errors import ImageError, OptionError
 
 
@@ -309,6 +310,51 @@ def test_warp_equals_the_definition(angle: float, scale: float, x: float, y: flo
     unit = np.iinfo(dtype).max / 255
     assert np.abs(found - expected)[inside].max(initial=0) <= 2 * unit
     assert np.abs(found - expected).max() <= 10 * unit
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    scales=st.tuples(st.floats(0.55, 3), st.floats(0.55, 3)),
+    mirrored=st.tuples(st.booleans(), st.booleans()),
+    shift=st.tuples(st.floats(-20, 40), st.floats(-20, 40)),
+    seed=st.integers(0, 100),
+)
+def test_stretch_equals_the_definition(
+    scales: tuple[float, float], mirrored: tuple[bool, bool], shift: tuple[float, float], seed: int
+) -> None:
+    image = noise(13, 17, 3, seed=seed)
+    x, y = (-value if back else value for value, back in zip(scales, mirrored, strict=True))
+    matrix = np.array([[x, 0.0, shift[0]], [0.0, y, shift[1]]])
+    canvas = np.full((22, 26, 3), 7, np.uint8)
+    stretch(image, matrix, canvas, (3, 2, 24, 19), fill=114)
+    expected = naive_warp(image, matrix, (26, 22), 114)
+    # Both weights are off by at most 1/512, and the result is rounded.
+    assert np.abs(canvas - expected)[2:19, 3:24].max() <= 1.5 + 1e-9
+    canvas[2:19, 3:24] = 7
+    assert (canvas == 7).all()
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.4, 0.3, 0.12])
+def test_stretch_averages_the_same_blocks(scale: float) -> None:
+    image = cv2.GaussianBlur(noise(61, 83, 3), (0, 0), 2)
+    matrix = np.array([[-scale, 0.0, 50.3], [0.0, scale, -3.6]])
+    canvas = np.zeros((40, 60, 3), np.uint8)
+    stretch(image, matrix, canvas, (4, 5, 58, 37), fill=114)
+    whole = warp(image, matrix, (60, 40), fill=114)
+    # Beyond the border as well; OpenCV before version 5 rounds sampling positions to 1/32 pixel.
+    assert np.abs(canvas.astype(int) - whole)[5:37, 4:58].max() <= 6
+    assert np.abs(canvas.astype(int) - whole)[5:37, 4:58].mean() <= 0.6
+
+
+def test_stretch_copies_and_mirrors_exactly() -> None:
+    image = noise(20, 25, 3)
+    canvas = np.zeros((20, 25, 3), np.uint8)
+    stretch(image, np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), canvas, (0, 0, 25, 20))
+    np.testing.assert_array_equal(canvas, image)
+    stretch(image, np.array([[-1.0, 0.0, 25.0], [0.0, -1.0, 20.0]]), canvas, (0, 0, 25, 20))
+    np.testing.assert_array_equal(canvas, image[::-1, ::-1])
+    stretch(image, np.array([[0.2, 0.0, 500.0], [0.0, 0.2, 0.0]]), canvas, (0, 0, 25, 20), fill=9)
+    assert (canvas == 9).all()
 
 
 @settings(deadline=None, max_examples=40)

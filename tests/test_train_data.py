@@ -94,7 +94,8 @@ def test_the_last_epochs_are_without_mosaic(tmp_path: Path) -> None:
     make, plan = maker(tmp_path, augment=only_mosaic, plain_from=1), Plan(8, 8, 5)
     plain = Maker(make.dataset, make.augment, make.input_size, make.seed, make.plain_from, varied=False)
     late, letterboxed = make.batch(plan.step(1)), plain.batch(plan.step(1))
-    assert torch.equal(late.images, letterboxed.images)
+    # Scaled by other roundings of the weights.
+    assert (late.images.int() - letterboxed.images.int()).abs().max() <= 1
     assert torch.equal(late.targets.boxes, letterboxed.targets.boxes)
     assert not torch.equal(make.batch(plan.step(0)).images, plain.batch(plan.step(0)).images)
 

@@ -8,6 +8,7 @@ step of its image, with the nearest label; what no source covers is 255.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeAlias
@@ -140,18 +141,23 @@ class _Job:
 def random_affine(rng: np.random.Generator, options: AugmentOptions, canvas: tuple[int, int]) -> Float:
     """[2, 3], a random map of a canvas (width, height) onto itself: shear, zoom, rotation, flips and
     turns about its middle, then shift."""
-    angle = np.deg2rad(rng.uniform(-1, 1) * options.rotate_deg)
+    angle = math.radians(rng.uniform(-1, 1) * options.rotate_deg)
     zoom = 1 + rng.uniform(-1, 1) * options.scale
-    shear_x, shear_y = np.tan(np.deg2rad(rng.uniform(-1, 1, 2) * options.shear_deg))
-    shift = rng.uniform(-1, 1, 2) * options.translate * np.array(canvas)
-    mirror_x, mirror_y, turn = rng.random(3) < (options.flip_lr, options.flip_ud, options.quarter_turn)
-    linear = np.array([[1.0, shear_x], [shear_y, 1.0]]) * zoom
-    linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ linear
+    shear_x, shear_y = (math.tan(math.radians(share * options.shear_deg)) for share in rng.uniform(-1, 1, 2).tolist())
+    shift_x, shift_y = rng.uniform(-1, 1, 2).tolist()
+    mirror_x, mirror_y, turn = (rng.random(3) < (options.flip_lr, options.flip_ud, options.quarter_turn)).tolist()
+    # In Python's numbers: numpy takes a microsecond for each of these.
+    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
+    (a, b), (c, d) = (cos - sin * shear_y, cos * shear_x - sin), (sin + cos * shear_y, sin * shear_x + cos)
     if turn:
-        linear = np.array([[0.0, -1.0], [1.0, 0.0]]) @ linear
-    linear = np.diag([-1.0 if mirror_x else 1.0, -1.0 if mirror_y else 1.0]) @ linear
-    middle = np.array(canvas) / 2
-    return np.concatenate([linear, (middle - linear @ middle + shift)[:, None]], axis=1)
+        (a, b), (c, d) = (-c, -d), (a, b)
+    if mirror_x:
+        a, b = -a, -b
+    if mirror_y:
+        c, d = -c, -d
+    x, y = canvas[0] / 2, canvas[1] / 2
+    shift_x, shift_y = shift_x * options.translate * canvas[0], shift_y * options.translate * canvas[1]
+    return np.array([[a, b, x - (a * x + b * y) + shift_x], [c, d, y - (c * x + d * y) + shift_y]])
 
 
 def augment(

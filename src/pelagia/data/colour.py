@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pelagia.core.lazy import resolve
+
 __all__ = ["Image", "add_noise", "blur", "shift_hsv"]
 
 #: [H, W, C], uint8 or uint16.
@@ -29,15 +31,15 @@ def shift_hsv(image: Image, rng: np.random.Generator, hue: float, saturation: fl
     power = float(np.exp(rng.uniform(-1, 1) * np.log1p(value)))
     if image.dtype != np.uint8:
         return _shift_hsv_deep(image, turn, gain, power)
-    ramp = np.arange(256, dtype=np.float64)
-    curve = np.round(255 * (ramp / 255) ** power).astype(np.uint8)
+    curve = np.round(255 * (np.arange(256) / 255) ** power)
     if image.shape[2] == 1:
-        return np.asarray(cv2.LUT(image, curve)).reshape(image.shape)
-    table = np.empty((256, 1, 3), dtype=np.uint8)
-    table[:, 0, 0] = (np.round(ramp + turn * 180) % 180).astype(np.uint8)
-    table[:, 0, 1] = np.clip(np.round(ramp * gain), 0, 255).astype(np.uint8)
-    table[:, 0, 2] = curve
-    return np.asarray(cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB))
+        return np.asarray(cv2.LUT(image, curve.astype(np.uint8))).reshape(image.shape)
+    # Of 256 values of a channel, and not of the 180 hues that OpenCV has for bytes.
+    values = curve.astype(np.float32)
+    ratios = (gain * curve / np.maximum(np.arange(256), 1)).astype(np.float32)
+    kernels = resolve("pelagia.data.kernels", purpose="make training samples")
+    shifted: Image = kernels.turn_colours(np.ascontiguousarray(image).reshape(-1), values, ratios, np.float32(6 * turn % 6))
+    return shifted.reshape(image.shape)
 
 
 def _shift_hsv_deep(image: Image, turn: float, gain: float, power: float) -> Image:
@@ -64,6 +66,7 @@ def add_noise(image: Image, rng: np.random.Generator, most: float = 0.03) -> Ima
     """Gaussian noise, the same in all channels; its sigma is drawn uniformly from 0 to `most` of the full range."""
     top = float(np.iinfo(image.dtype).max)
     sigma = float(rng.uniform(0, most)) * top
-    plane = rng.standard_normal(image.shape[:2], dtype=np.float32) * np.float32(sigma)
-    noisy = image.astype(np.float32) + plane[..., None]
-    return np.clip(np.rint(noisy), 0, top).astype(image.dtype)
+    plane = rng.standard_normal(image.shape[0] * image.shape[1], dtype=np.float32) * np.float32(sigma)
+    kernels = resolve("pelagia.data.kernels", purpose="make training samples")
+    noisy: Image = kernels.add_plane(np.ascontiguousarray(image).reshape(-1), plane, np.float32(top))
+    return noisy.reshape(image.shape)

@@ -63,10 +63,12 @@ class Keep:
 
 def chain(*matrices: Float) -> Float:
     """[2, 3], the map that applies the last matrix first: chain(a, b)(p) = a(b(p))."""
-    result = np.eye(3)
-    for matrix in matrices:
-        result = result @ np.concatenate([matrix, [[0.0, 0.0, 1.0]]])
-    return result[:2]
+    result, *others = matrices
+    for matrix in others:
+        shift = result[:, 2]
+        result = result[:, :2] @ matrix
+        result[:, 2] += shift
+    return result
 
 
 def invert(matrix: Float) -> Float:
@@ -83,9 +85,9 @@ def move_points(points: Float, matrix: Float) -> Float:
 
 def keeps_axes(matrix: Float) -> bool:
     """True if axis-aligned boxes stay axis-aligned (no rotation but by quarter turns, no shear)."""
-    linear = np.abs(matrix[:, :2])
-    tiny = 1e-9 * linear.max()
-    return bool((linear[0, 1] <= tiny and linear[1, 0] <= tiny) or (linear[0, 0] <= tiny and linear[1, 1] <= tiny))
+    a, b, c, d = (abs(value) for value in matrix[:, :2].ravel().tolist())
+    tiny = 1e-9 * max(a, b, c, d)
+    return (b <= tiny and c <= tiny) or (a <= tiny and d <= tiny)
 
 
 def join(parts: Sequence[Instances]) -> Instances:
@@ -179,10 +181,14 @@ def follow(
         if loose and oriented is not None:
             boxes = oriented_boxes.bounds(oriented)
         else:
-            inside = np.clip(boxes, 0, np.tile(source_size, 2))
-            corners = inside[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-            moved = move_points(corners, matrix) if field is None else settle(move_points(_border(corners), matrix), field)
-            boxes = np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
+            inside = np.minimum(np.maximum(boxes, 0), (*source_size, *source_size))
+            if loose:
+                corners = inside[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+                moved = move_points(corners, matrix) if field is None else settle(move_points(_border(corners), matrix), field)
+                boxes = np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
+            else:
+                one, two = move_points(inside[:, :2], matrix), move_points(inside[:, 2:], matrix)
+                boxes = np.concatenate([np.minimum(one, two), np.maximum(one, two)], axis=1)
     share = np.ones(len(truth))
     if masks is not None:
         whole = np.array([crop.area for crop in masks]) * abs(np.linalg.det(matrix[:, :2]))
@@ -226,13 +232,11 @@ def hide(truth: Instances, window: Window, keep: Keep, categories: Sequence[Cate
 
 def mirror_keypoints(keypoints: Float, labels: Int, categories: Sequence[Category]) -> Float:
     """[N, K, 3] with the points exchanged that `Category.flip` names as each other's mirror image."""
-    result = keypoints.copy()
-    for label in np.unique(labels):
-        flip = categories[label].flip if label < len(categories) else ()
-        if len(flip):
-            rows = np.flatnonzero(labels == label)
-            result[rows, : len(flip)] = keypoints[rows][:, list(flip)]
-    return result
+    points = np.arange(keypoints.shape[1])
+    partners = np.tile(points, (max(int(labels.max(initial=-1)) + 1, len(categories)), 1))
+    for label, category in enumerate(categories):
+        partners[label, : len(category.flip)] = category.flip[: len(points)]
+    return np.take_along_axis(keypoints, partners[labels][:, :, None], axis=1)
 
 
 def _shift(x: float, y: float) -> Float:
@@ -270,7 +274,7 @@ def _move_keypoints(
     result = keypoints.copy()
     moved = move_points(keypoints[..., :2], matrix)
     result[..., :2] = moved if field is None else settle(moved, field)
-    if np.linalg.det(matrix[:, :2]) < 0:
+    if matrix[0, 0] * matrix[1, 1] < matrix[0, 1] * matrix[1, 0]:
         result = mirror_keypoints(result, labels, categories)
     x, y = result[..., 0], result[..., 1]
     outside = (x < window[0]) | (x > window[2]) | (y < window[1]) | (y > window[3])
@@ -281,9 +285,9 @@ def _move_keypoints(
 def _cut(truth: Instances, window: Window, keep: Keep, share: Float, loose: bool, stuff: Mask) -> Instances:
     """Cut moved truth at `window` and keep what the rules keep. `share` [N] is the part of each mask that is left (1 without)."""
     flagged = truth.crowd | truth.ignore | stuff
-    low, high = np.array(window[:2]), np.array(window[2:])
+    low, high = window[:2], window[2:]
     full = truth.box_array
-    boxes = np.concatenate([np.clip(full[:, :2], low, high), np.clip(full[:, 2:], low, high)], axis=1)
+    boxes = np.minimum(np.maximum(full, low + low), high + high)
     size, full_size = boxes[:, 2:] - boxes[:, :2], full[:, 2:] - full[:, :2]
     if truth.masks is not None:
         refit = (boxes != full).any(axis=1) | loose
@@ -292,16 +296,19 @@ def _cut(truth: Instances, window: Window, keep: Keep, share: Float, loose: bool
         size = boxes[:, 2:] - boxes[:, :2]
         present = np.array([crop.area > 0 for crop in truth.masks], dtype=np.bool_)
     else:
-        share = size.prod(axis=1) / np.maximum(full_size.prod(axis=1), 1e-12)
-        present = (size > 0).all(axis=1)
+        share = size[:, 0] * size[:, 1] / np.maximum(full_size[:, 0] * full_size[:, 1], 1e-12)
+        present = np.minimum(size[:, 0], size[:, 1]) > 0
     if truth.oriented is not None:
         centre = truth.oriented[:, :2]
         inside = ((centre >= low) & (centre <= high)).all(axis=1)
         stays = (inside | (_oriented_share(truth.oriented, window) >= keep.visible)) & (truth.oriented[:, 2] >= keep.side_px)
     else:
-        stays = (share >= keep.visible) & (size >= keep.side_px).all(axis=1)
+        stays = (share >= keep.visible) & (np.minimum(size[:, 0], size[:, 1]) >= keep.side_px)
     stays = present & (stays | flagged)
-    return truth.replace(boxes=None if truth.boxes is None else boxes).select(stays)
+    kept = truth.select(stays)
+    if truth.boxes is not None:
+        kept.boxes = boxes[stays]
+    return kept
 
 
 def _oriented_share(oriented: Float, window: Window) -> Float:

@@ -7,6 +7,7 @@ and each source is sampled once, only where it is seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,9 +15,10 @@ import numpy as np
 
 from pelagia.core.image import warp
 from pelagia.core.types import Float, Mask
+from pelagia.core.warp import stretch
 from pelagia.data.colour import Image
 from pelagia.data.elastic import Field
-from pelagia.data.geometry import Window, chain, invert, keeps_axes, move_points
+from pelagia.data.geometry import Window, chain, invert, keeps_axes
 
 __all__ = ["blank", "mosaic_placements", "paint", "single_placement"]
 
@@ -70,13 +72,18 @@ def paint(
     are drawn by the same step with the nearest label.
     """
     height, width = image.shape[:2]
-    corners = move_points(np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64), matrix)
+    (a, b, x), (c, d, y) = matrix.tolist()
     x1, y1, x2, y2 = window or (0, 0, canvas.shape[1], canvas.shape[0])
     reach = 0.0 if field is None else float(np.abs(field).max(initial=0.0))
-    low, high = np.ceil(corners.min(axis=0) - reach - 0.5), np.ceil(corners.max(axis=0) + reach - 0.5)
-    x1, y1 = int(max(x1, low[0])), int(max(y1, low[1]))
-    x2, y2 = int(min(x2, high[0])), int(min(y2, high[1]))
+    # The least and the greatest coordinate among the corners of the image.
+    x1 = max(x1, math.ceil(x + min(a * width, 0) + min(b * height, 0) - reach - 0.5))
+    y1 = max(y1, math.ceil(y + min(c * width, 0) + min(d * height, 0) - reach - 0.5))
+    x2 = min(x2, math.ceil(x + max(a * width, 0) + max(b * height, 0) + reach - 0.5))
+    y2 = min(y2, math.ceil(y + max(c * width, 0) + max(d * height, 0) + reach - 0.5))
     if x2 <= x1 or y2 <= y1:
+        return
+    if field is None and interpolation == "linear" and _stretches(canvas, image, matrix):
+        stretch(image, matrix, canvas, (x1, y1, x2, y2), fill=fill)
         return
     local = chain(np.array([[1.0, 0.0, -x1], [0.0, 1.0, -y1]]), matrix)
     size = (x2 - x1, y2 - y1)
@@ -87,6 +94,13 @@ def paint(
         target[...] = drawn
     else:
         np.copyto(target, drawn, where=_inside(invert(local), size, (width, height), part)[..., None])
+
+
+def _stretches(canvas: Image, image: Image, matrix: Float) -> bool:
+    """RGB of bytes, neither turned nor sheared."""
+    plain = canvas.dtype == image.dtype == np.uint8 and canvas.flags.c_contiguous and image.shape[2] == canvas.shape[2] == 3
+    (a, b, _), (c, d, _) = matrix.tolist()
+    return plain and max(abs(b), abs(c)) <= 1e-9 * min(abs(a), abs(d))
 
 
 def _inside(back: Float, size: tuple[int, int], source: tuple[int, int], field: Field | None) -> Mask:
