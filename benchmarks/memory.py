@@ -1,15 +1,16 @@
 """Peak memory of `pelagia predict` on scans of growing size: it must not grow with the image.
 
-    python benchmarks/memory.py [--sides 4000 8000 16000 30000] [--wide 30000 20000] [--tasks detect instance ...] [--folder DIR]
+    python benchmarks/memory.py [--sides 4000 8000 16000 30000] [--wide 30000 20000] [--tasks detect instance ...] [--scans DIR]
 
 Writes tiled TIFFs (8-bit RGB, tiles of 512 pixels, deflate) of drawn organisms tile by tile, so that no image is ever held here:
 one of each side, and one of `--wide` pixels. Predicts each with a model of random weights in a process of its own, as a user
-would, and prints the largest resident set of that process (`ru_maxrss` of wait4) beside the size of the decoded image. The first
-row, one tile, is what Python, PyTorch and the model need. The threshold is set so that about `--objects` objects are found in
-640 x 640 pixels.
+would, and prints the largest resident set of that process (`ru_maxrss` of wait4) beside the size of the decoded image. With
+`--scans` the scans are kept, and taken from there the next time. The first row, one tile, is what Python, PyTorch and the model
+need. The threshold is set so that about `--objects` objects are found in 640 x 640 pixels.
 
 YOLO11n answers detect, oriented, instance and keypoints; semantic is a U-Net over a small encoder, so that it ends in time, and
-looks everywhere, so that tiles are averaged; semantic-exact is a padded U-Net of 8 channels, whose tiled map is exact.
+looks everywhere, so that tiles are averaged; semantic-exact is a padded U-Net of 8 channels, whose tiled map is exact;
+panoptic is a small Mask2Former.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 import pelagia
-from pelagia.core.types import Category, Instances
+from pelagia.core.types import Category, Instances, PanopticMap
 from pelagia.models import checkpoint, registry
 from pelagia.models.receptive_field import receptive_field
 
@@ -91,10 +92,11 @@ def save_model(path: Path, task: str, bank: list[NDArray[np.uint8]], objects: in
     """Save a model of random weights; the score that about `objects` answers in a tile of 640 pixels reach."""
     points = KEYPOINTS if task == "keypoints" else ()
     classes = [Category(index + 1, name, keypoints=points) for index, name in enumerate(("copepod", "diatom", "other"))]
-    name = {"semantic": "unet-timm", "semantic-exact": "unet"}.get(task, "yolo11n")
-    options = {"semantic": registry.entry("unet-timm").tiny, "semantic-exact": {"depth": 3, "width": 8, "padding": True}}.get(
-        task
-    )
+    classes[-1] = replace(classes[-1], is_thing=task != "panoptic")
+    names = {"semantic": "unet-timm", "semantic-exact": "unet", "panoptic": "mask2former-r50"}
+    name = names.get(task, "yolo11n")
+    own: dict[str, dict[str, object]] = {"unet": {"depth": 3, "width": 8, "padding": True}, "yolo11n": {}}
+    options = own.get(name, registry.entry(name).tiny)
     kind = task.removesuffix("-exact")
     model = pelagia.create_model(name, classes, task=kind, input_size=640, options=options)  # type: ignore[arg-type]
     # As they are first drawn, every place of a level has the same score.
@@ -109,10 +111,14 @@ def save_model(path: Path, task: str, bank: list[NDArray[np.uint8]], objects: in
         return 0.25
     scan = np.concatenate([np.concatenate(bank[row : row + 4], axis=1) for row in (0, 4, 8)])
     found = pelagia.load(path, device="cpu").predict(scan, score=0.0)
-    assert isinstance(found, Instances)
-    assert found.scores is not None
+    if isinstance(found, PanopticMap):
+        scores = np.array([segment.score for segment in found.segments])
+    else:
+        assert isinstance(found, Instances)
+        assert found.scores is not None
+        scores = found.scores
     wanted = round(objects * 12 * TILE**2 / 640**2)
-    return float(np.sort(found.scores)[-min(wanted, len(found))])
+    return float(np.sort(scores)[-min(wanted, len(scores))])
 
 
 def predict(model: Path, scan: Path, out: Path, score: float, draw: bool) -> tuple[float, float, int]:
@@ -134,13 +140,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="*", default=[4000, 8000, 16000, 30000], help="of square scans, in pixels")
     parser.add_argument("--wide", type=int, nargs=2, default=[30000, 20000], metavar=("W", "H"), help="0 0 for none")
-    tasks = ["detect", "oriented", "instance", "keypoints", "semantic", "semantic-exact"]
+    tasks = ["detect", "oriented", "instance", "keypoints", "semantic", "semantic-exact", "panoptic"]
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=["detect"])
     parser.add_argument("--objects", type=int, default=20, help="found in 640 x 640 pixels, about")
     parser.add_argument("--no-draw", dest="draw", action="store_false", help="leave out the annotated pictures")
     parser.add_argument(
         "--folder", type=Path, help="where scans and results are written, and deleted; a temporary one by default"
     )
+    parser.add_argument("--scans", type=Path, help="where scans are kept, and taken from if they are there")
     args = parser.parse_args()
     sizes = [(640, 640), *((side, side) for side in args.sides)] + ([tuple(args.wide)] if all(args.wide) else [])
     bank = drawn_tiles()
@@ -153,13 +160,17 @@ def main() -> None:
             models[task] = (folder / f"{task}.safetensors", save_model(folder / f"{task}.safetensors", task, bank, args.objects))
         print(f"{'pixels':>15} {'decoded MB':>10} {'file MB':>8} {'task':>14} {'peak MB':>8} {'seconds':>8} {'objects':>8}")
         for width, height in sizes:
-            scan = folder / f"{width}x{height}.tif"
-            write_scan(scan, width, height, bank)
+            scan = (args.scans or folder) / f"{width}x{height}.tif"
+            if not scan.is_file():
+                scan.parent.mkdir(parents=True, exist_ok=True)
+                write_scan(scan.with_suffix(".part"), width, height, bank)
+                scan.with_suffix(".part").replace(scan)
             facts = f"{width:>7} x{height:>6} {3 * width * height / 1e6:>10.0f} {scan.stat().st_size / 1e6:>8.0f}"
             for task, (model, score) in models.items():
                 peak, seconds, objects = predict(model, scan, folder / f"{task} {scan.stem}", score, args.draw)
                 print(f"{facts} {task:>14} {peak:>8.0f} {seconds:>8.1f} {objects:>8}", flush=True)
-            scan.unlink()
+            if args.scans is None:
+                scan.unlink()
 
 
 if __name__ == "__main__":

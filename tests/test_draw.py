@@ -85,6 +85,13 @@ def test_any_image_becomes_an_rgb_picture_and_stays_untouched(dtype: Any, channe
     np.testing.assert_array_equal(draw_instances(image, scene([]), []), display(image))
 
 
+def test_a_tall_16_bit_image_is_stretched_as_its_definition_says() -> None:
+    image = np.random.default_rng(0).integers(0, 60_000, (300, 40, 3), dtype=np.uint16)
+    low, high = np.percentile(image, [0.1, 99.9])
+    expected = np.clip((image - low) * (255 / (high - low)) + 0.5, 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(display(image), expected)
+
+
 def test_dark_16_bit_images_are_stretched() -> None:
     image = np.random.default_rng(0).integers(1000, 1400, (64, 64), dtype=np.uint16)
     shown = display(image)
@@ -264,7 +271,7 @@ def test_bands_of_a_tall_map_join_without_a_seam() -> None:
     labels = np.repeat(np.repeat(rng.integers(0, 3, (70, 4)), 20, axis=0), 20, axis=1).astype(np.uint8)
     image = rng.integers(0, 255, labels.shape, dtype=np.uint8)
     tall = draw_prediction(image, SemanticMap(labels), CLASSES, legend=False)
-    for first in (500, 512, 1020):  # where bands of 512 rows meet; the lines of a smaller picture are as wide
+    for first in (128, 500, 512, 1020):  # where bands of 128 rows meet; the lines of a smaller picture are as wide
         part = draw_prediction(
             image[first - 20 : first + 40], SemanticMap(labels[first - 20 : first + 40]), CLASSES, legend=False
         )
@@ -320,6 +327,26 @@ def test_things_are_labelled_inside_and_counted_below() -> None:
     changed = np.argwhere((plain != named).any(axis=2))
     assert (found.ids[tuple(changed.T)] % 9 > 0).all()  # on the things alone: labels fit inside
     assert {4, 7} == set(found.ids[tuple(changed.T)].tolist())
+
+
+@pytest.mark.parametrize("kind", ["objects", "classes", "segments"])
+def test_a_picture_may_be_drawn_where_the_image_is(kind: str) -> None:
+    segments, classes = panoptic()
+    found: dict[str, Any] = {
+        "objects": scene([[10, 10, 50, 60]], scores=[0.5]),
+        "classes": SemanticMap((segments.ids == 4).astype(np.uint8)),
+        "segments": segments,
+    }
+    image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
+    before = image.copy()
+    expected = draw_prediction(image, found[kind], classes)
+    np.testing.assert_array_equal(image, before)
+    fixed = image.copy()
+    fixed.flags.writeable = False
+    np.testing.assert_array_equal(draw_prediction(fixed, found[kind], classes, overwrite=True), expected)
+    np.testing.assert_array_equal(fixed, before)
+    np.testing.assert_array_equal(draw_prediction(image, found[kind], classes, overwrite=True), expected)
+    np.testing.assert_array_equal(image, expected[:80])
 
 
 def test_a_map_of_another_size_is_refused() -> None:

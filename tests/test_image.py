@@ -237,6 +237,17 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_writing_from_the_memory_of_the_image_gives_the_same_file(tmp_path: Path, suffix: str, channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (700, 40, channels), dtype=np.uint8)
+    before = image.copy()
+    write(tmp_path / f"a{suffix}", image)
+    np.testing.assert_array_equal(image, before)
+    write(tmp_path / f"b{suffix}", image, overwrite=True)
+    assert (tmp_path / f"b{suffix}").read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
+
+
 def test_writing_refuses_what_a_format_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="8 bits"):
         write(tmp_path / "a.jpg", noise(4, 4, dtype=np.uint16))

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pelagia.core.image import write
+from pelagia.core.types import Category
+from pelagia.models import checkpoint, registry
+from pelagia.models.grids.ultralytics import foreign_name
 from tiny_onnx import write_tiny
 
 SOURCE = Path(__file__).parents[1] / "src" / "pelagia"
@@ -203,6 +207,25 @@ def test_the_first_prediction_and_a_score_load_what_they_need(tmp_path: Path) ->
         assert f"'{present}'" in loaded
         for heavy in absent:
             assert f"'{heavy}'" not in loaded, heavy
+
+
+def test_a_yolo11_checkpoint_loads_no_package_that_it_does_not_need(tmp_path: Path) -> None:
+    """Its own layers are all it is built on; timm, torchvision and the compiler of PyTorch would take 230 MB and two seconds."""
+    own, foreign, image = tmp_path / "own.safetensors", tmp_path / "foreign.pt", tmp_path / "image.png"
+    classes = tuple(Category(index, f"class {index}") for index in range(3))
+    model = registry.create("yolo11n", classes, "instance", input_size=64)
+    checkpoint.save(own, model, model.card)
+    torch.save({foreign_name(name): value for name, value in model.state_dict().items()}, foreign)
+    write(image, np.zeros((64, 64, 3), dtype=np.uint8))
+    code = (
+        "import sys, pelagia\nfor name in {!r}:\n    pelagia.load(name, device='cpu').predict({!r})\n"
+        "print(sorted({{n for n in sys.modules if n.count('.') < 2}}))"
+    )
+    loaded = run(code.format([str(own), str(foreign)], str(image)))
+    assert "'torch'" in loaded
+    for heavy in ("timm", "torchvision", "sympy", "scipy", "matplotlib", "pandas", "skimage", "onnx", "onnxruntime", "openvino"):
+        assert f"'{heavy}'" not in loaded, heavy
+    assert "'torch._dynamo'" not in loaded
 
 
 def test_public_names_resolve() -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pelagia.core import masks as core_masks
 from pelagia.core.card import CARD_VERSION, ModelCard, Normalisation
 from pelagia.core.frame import Frame
 from pelagia.core.lazy import resolve
 from pelagia.core.oriented import to_corners
-from pelagia.core.types import Category, Instances, MaskCrop
+from pelagia.core.types import Category, Instances, MaskCrop, PackedCrop
 from pelagia.errors import CheckpointError, LabelError, MissingExtraError, PelagiaError
 
 
@@ -146,3 +150,20 @@ def test_an_error_says_where() -> None:
     error = PelagiaError("two columns, expected four", where="labels/a.txt:3")
     assert str(error) == "labels/a.txt:3: two columns, expected four"
     assert (error.where, error.reason) == ("labels/a.txt:3", "two columns, expected four")
+
+
+@pytest.mark.parametrize("shape", [(7, 13), (1, 1), (0, 0), (0, 5), (64, 200)])
+def test_a_packed_crop_is_the_crop(shape: tuple[int, int]) -> None:
+    bitmap = np.random.default_rng(0).random((2 * shape[0], shape[1] + 3))[::2, 3:] < 0.4
+    plain, packed = MaskCrop(-3, 5, bitmap), PackedCrop(-3, 5, bitmap)
+    copied = pickle.loads(pickle.dumps(packed))  # noqa: S301 (made here)
+    for crop in (packed, copied, replace(packed, x=-3), copy.copy(packed)):
+        assert isinstance(crop, PackedCrop)
+        assert (crop.x, crop.y, crop.area, crop.shape) == (plain.x, plain.y, plain.area, plain.shape)
+        np.testing.assert_array_equal(crop.bitmap, bitmap)
+        assert crop.bitmap.dtype == np.bool_
+    found, expected = core_masks.clip(packed, 100, 9), core_masks.clip(plain, 100, 9)
+    assert (found.x, found.y) == (expected.x, expected.y)
+    np.testing.assert_array_equal(found.bitmap, expected.bitmap)
+    united, once = core_masks.unite([packed, MaskCrop(0, 0, np.ones((2, 2), np.bool_))]), core_masks.unite([plain])
+    assert united.area == core_masks.unite([plain, MaskCrop(0, 0, np.ones((2, 2), np.bool_))]).area >= once.area

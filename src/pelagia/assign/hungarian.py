@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from pelagia.core.lazy import resolve
 
 __all__ = ["Matching", "hungarian"]
 
@@ -51,9 +52,10 @@ def hungarian(cost: Tensor, batch: Tensor) -> Matching:
     finite = torch.nan_to_num(cost, nan=largest, posinf=largest, neginf=largest)
     host = torch.cat((finite, batch[:, None].to(cost.dtype)), dim=1).cpu().numpy()  # [M, Q + 1], the last column the image
     images, starts = np.unique(host[:, -1].astype(np.int64), return_index=True)
+    solve = resolve("scipy.optimize", purpose="match queries to objects").linear_sum_assignment
     pairs = [np.zeros((3, 0), dtype=np.int64)]
     for image, first, part in zip(images, starts, np.split(host[:, :-1], starts[1:]), strict=False):
-        rows, queries = linear_sum_assignment(part)
+        rows, queries = solve(part)
         pairs.append(np.stack([np.full(len(rows), image), queries, first + rows]))
     found = torch.from_numpy(np.concatenate(pairs, axis=1)).to(cost.device)
     return Matching(*found.unbind(0))

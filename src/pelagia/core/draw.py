@@ -39,6 +39,7 @@ def draw_prediction(
     scores: bool = True,
     labels: bool = True,
     legend: bool = True,
+    overwrite: bool = False,
 ) -> Picture:
     """A copy of `image` as uint8 RGB with an answer of any kind: see `draw_instances`, `draw_semantic` and `draw_panoptic`.
 
@@ -46,15 +47,16 @@ def draw_prediction(
         scores: write them beside the names of objects.
         labels: name the objects.
         legend: put the classes of a map below the picture, which then is higher than the image.
+        overwrite: draw into `image` itself where that is uint8 RGB, as `display` does: a copy of a scan takes memory.
 
     Raises:
         OptionError: a map is not of the size of the image.
     """
     if isinstance(prediction, Instances):
-        return draw_instances(image, prediction, categories, scores=scores, labels=labels)
+        return draw_instances(image, prediction, categories, scores=scores, labels=labels, overwrite=overwrite)
     if isinstance(prediction, SemanticMap):
-        return draw_semantic(image, prediction, categories, legend=legend)
-    return draw_panoptic(image, prediction, categories, scores=scores, labels=labels, legend=legend)
+        return draw_semantic(image, prediction, categories, legend=legend, overwrite=overwrite)
+    return draw_panoptic(image, prediction, categories, scores=scores, labels=labels, legend=legend, overwrite=overwrite)
 
 
 def draw_instances(
@@ -64,6 +66,7 @@ def draw_instances(
     *,
     scores: bool = True,
     labels: bool = True,
+    overwrite: bool = False,
 ) -> Picture:
     """A copy of `image` as uint8 RGB [H, W, 3] with its objects: masks, boxes or oriented boxes, keypoints and labels.
 
@@ -79,7 +82,7 @@ def draw_instances(
     smaller. It must lie in the image, touch no other label, and cover at most a third (crowded: a tenth) of any other object.
     Where nothing fits it is dropped, but the best object of each class always keeps one.
     """
-    picture = display(image)
+    picture = display(image, overwrite=overwrite)
     if len(instances) == 0:
         return picture
     height, width = picture.shape[:2]

@@ -24,13 +24,20 @@ _OPACITY = 0.45
 _THING_OPACITY = 0.55
 
 #: Rows that are coloured at once: on a scan of 8,000 pixels the whole picture in floats would take gigabytes.
-_BAND = 512
+_BAND = 128
 
 #: Names of a class that is no finding: the image shows through.
 _BACKGROUND = ("background", "void", "unlabelled", "unlabeled")
 
 
-def draw_semantic(image: NDArray[Any], found: SemanticMap, categories: Sequence[Category], *, legend: bool = True) -> Picture:
+def draw_semantic(
+    image: NDArray[Any],
+    found: SemanticMap,
+    categories: Sequence[Category],
+    *,
+    legend: bool = True,
+    overwrite: bool = False,
+) -> Picture:
     """A copy of `image` as uint8 RGB with its classes: colours laid over it, lines between classes, names and shares below.
 
     With s = sqrt(H W), a class has a line of s / 900 pixels along its border, on its own side, in its full colour. Pixels without
@@ -40,16 +47,16 @@ def draw_semantic(image: NDArray[Any], found: SemanticMap, categories: Sequence[
     Raises:
         OptionError: the map is not of the size of the image.
     """
-    picture = display(image)
+    picture = display(image, overwrite=overwrite)
     _check(picture, found.labels)
     count = len(categories)
-    index = np.where(found.labels < count, found.labels, count).astype(np.uint16)  # count: no class
+    index = np.minimum(found.labels, min(count, np.iinfo(found.labels.dtype).max))  # count: no class
     shown = np.array([not is_background(category) for category in categories] + [False])
     colours = [*(colour(label) for label in range(count)), (0, 0, 0)]
     _lay(picture, index, colours, np.where(shown, _OPACITY, 0.0))
     if not legend:
         return picture
-    pixels = np.bincount(index.reshape(-1), minlength=count + 1)[:count]
+    pixels = _pixels(index, count)
     order = [label for label in np.argsort(-pixels, kind="stable").tolist() if pixels[label]]
     entries = [
         ((255, 255, 255) if not shown[label] else colour(label), f"{categories[label].name} {_share(pixels[label] / index.size)}")
@@ -66,6 +73,7 @@ def draw_panoptic(
     scores: bool = True,
     labels: bool = True,
     legend: bool = True,
+    overwrite: bool = False,
 ) -> Picture:
     """A copy of `image` as uint8 RGB with its segments: stuff in the flat colour of its class, things each in a shade of theirs.
 
@@ -75,7 +83,7 @@ def draw_panoptic(
     Raises:
         OptionError: the map is not of the size of the image.
     """
-    picture = display(image)
+    picture = display(image, overwrite=overwrite)
     _check(picture, found.ids)
     index, pixels = _segment_index(found)
     colours, things = _segment_colours(found, categories, pixels)
@@ -126,8 +134,18 @@ def _segment_index(found: PanopticMap) -> tuple[NDArray[np.int32], Int]:
     table = np.full(most + 1, count, dtype=np.int32)
     for position, segment in enumerate(found.segments):
         table[segment.id] = position
-    index: NDArray[np.int32] = table[np.maximum(found.ids, 0)]
-    return index, np.bincount(index.reshape(-1), minlength=count + 1)[:count].astype(np.int64)
+    index = np.empty(found.ids.shape, dtype=np.int32)
+    for top in range(0, len(index), _BAND):
+        index[top : top + _BAND] = table[np.maximum(found.ids[top : top + _BAND], 0)]
+    return index, _pixels(index, count)
+
+
+def _pixels(index: NDArray[Any], count: int) -> Int:
+    """How many pixels have each of the indices below `count`; band by band, since numpy counts in whole numbers of 8 bytes."""
+    total = np.zeros(count + 1, dtype=np.int64)
+    for top in range(0, len(index), _BAND):
+        total += np.bincount(index[top : top + _BAND].reshape(-1), minlength=count + 1)
+    return total[:count]
 
 
 def _segment_colours(found: PanopticMap, categories: Sequence[Category], pixels: Int) -> tuple[list[Colour], Mask]:
@@ -148,7 +166,9 @@ def _things(
     found: PanopticMap, index: NDArray[np.int32], colours: Sequence[Colour], things: Mask
 ) -> tuple[Instances, list[Colour], Float]:
     """The visible things as objects to be labelled, their colours, and the largest circle [N, 3] inside each."""
-    windows = resolve("scipy.ndimage", purpose="find the bounds of segments").find_objects(index + 1)
+    index += 1  # numbers of objects begin at 1; a copy of the map would take as much memory again
+    windows = resolve("scipy.ndimage", purpose="find the bounds of segments").find_objects(index)
+    index -= 1
     chosen = [row for row in np.flatnonzero(things).tolist() if row < len(windows) and windows[row] is not None]
     boxes = [(windows[row][1].start, windows[row][0].start, windows[row][1].stop, windows[row][0].stop) for row in chosen]
     stated = [found.segments[row].score for row in chosen]

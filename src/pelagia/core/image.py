@@ -50,6 +50,9 @@ MAX_PIXELS = 1_000_000_000
 #: The most pixels that OpenCV decodes, whatever the user says.
 _OPENCV_PIXELS = 1 << 30
 
+#: Rows that are changed at once where an image is changed in place.
+_BAND = 256
+
 
 # Reading and writing
 
@@ -189,10 +192,11 @@ def orient(image: NDArray[_S], orientation: int) -> NDArray[_S]:
     return np.ascontiguousarray(turned)
 
 
-def write(path: str | Path, image: Pixels) -> None:
+def write(path: str | Path, image: Pixels, *, overwrite: bool = False) -> None:
     """Write an image [H, W], [H, W, 1] or [H, W, 3] in the format that the file name ends with, whole or not at all.
 
-    JPEG is written with quality 95, TIFF with deflate in tiles of 512 pixels, so that it can be read in windows.
+    JPEG is written with quality 95, TIFF with deflate in tiles of 512 pixels, so that it can be read in windows. With
+    `overwrite` the memory of `image` is used on the way, and holds something else in the end: a copy of a scan takes memory.
 
     Raises:
         OptionError: unknown ending, another shape or sample type, or 16 bits for a format that holds 8.
@@ -220,7 +224,7 @@ def write(path: str | Path, image: Pixels) -> None:
                 temporary, flat, photometric=photometric, compression="zlib", predictor=True, tile=tile, metadata=None
             )
         return
-    stored = image if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    stored = image if grey else _swapped(image, overwrite=overwrite)
     parameters = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
     try:
         done, data = cv2.imencode(suffix, stored, parameters)
@@ -230,7 +234,16 @@ def write(path: str | Path, image: Pixels) -> None:
         ) from error
     if not done:
         raise OptionError(f"{image.shape[1]} x {image.shape[0]} pixels do not fit {suffix}; write .tif", where=target)
-    write_bytes(target, data.tobytes())
+    write_bytes(target, data.data)
+
+
+def _swapped(image: Pixels, *, overwrite: bool) -> Pixels:
+    """RGB as the BGR that OpenCV writes, in place if it may."""
+    if not (overwrite and image.flags.writeable):
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    for top in range(0, len(image), _BAND):
+        image[top : top + _BAND] = cv2.cvtColor(image[top : top + _BAND], cv2.COLOR_RGB2BGR)
+    return image
 
 
 def find_images(places: str | Path | Iterable[str | Path]) -> list[Path]:

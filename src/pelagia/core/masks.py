@@ -296,7 +296,7 @@ def _tight(crop: MaskCrop) -> MaskCrop:
 
 def clip(crop: MaskCrop, width: int, height: int) -> MaskCrop:
     """The part of a crop inside an image; 0 x 0 when none is."""
-    rows, columns = crop.bitmap.shape
+    rows, columns = crop.shape
     left, top = min(max(crop.x, 0), width), min(max(crop.y, 0), height)
     right, bottom = min(max(crop.x + columns, left), width), min(max(crop.y + rows, top), height)
     if right <= left or bottom <= top:
@@ -375,7 +375,7 @@ def iou(a: Sequence[MaskCrop], b: Sequence[MaskCrop], crowd: Mask | None = None)
 
 def unite(crops: Sequence[MaskCrop]) -> MaskCrop:
     """The tight crop of the pixels that are set in any of `crops`; 0 x 0 when none is."""
-    used = [crop for crop in crops if crop.bitmap.size]
+    used = [crop for crop in crops if 0 not in crop.shape]
     if not used:
         return MaskCrop(0, 0, np.zeros((0, 0), dtype=np.bool_))
     windows = _windows(used)
@@ -388,4 +388,4 @@ def unite(crops: Sequence[MaskCrop]) -> MaskCrop:
 
 def _windows(crops: Sequence[MaskCrop]) -> Int:
     """[N, 4] x1, y1, x2, y2 of the crops themselves."""
-    return np.array([(c.x, c.y, c.x + c.bitmap.shape[1], c.y + c.bitmap.shape[0]) for c in crops], dtype=np.int64)
+    return np.array([(c.x, c.y, c.x + c.shape[1], c.y + c.shape[0]) for c in crops], dtype=np.int64)

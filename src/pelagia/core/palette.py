@@ -30,6 +30,9 @@ _BASE: tuple[Colour, ...] = (
     (204, 121, 167),
 )
 
+#: Rows of an image that are stretched at once.
+_BAND = 128
+
 #: Of what has no class.
 NEUTRAL: Colour = (170, 170, 170)
 
@@ -91,12 +94,20 @@ def ink_on(own: Colour) -> Colour:
     return (0, 0, 0) if luminance(own) > 0.18 else (255, 255, 255)
 
 
-def display(image: NDArray[Any]) -> Picture:
-    """Any image as a fresh uint8 RGB picture [H, W, 3], for looking only: 16 bit is stretched from percentile 0.1 to 99.9."""
+def display(image: NDArray[Any], *, overwrite: bool = False) -> Picture:
+    """Any image as a fresh uint8 RGB picture [H, W, 3], for looking only: 16 bit is stretched from percentile 0.1 to 99.9.
+
+    With `overwrite` the picture is `image` itself where that is one already: for who has no more need of it.
+    """
     if image.dtype == np.uint8:
-        return np.array(to_rgb(image), order="C")
+        rgb = to_rgb(image)
+        own = rgb is not image or (overwrite and image.flags.writeable)
+        return np.ascontiguousarray(rgb) if own else np.array(rgb, order="C")
     step = max(1, math.isqrt(image.shape[0] * image.shape[1] // 1_000_000))
     low, high = np.percentile(image[::step, ::step], [0.1, 99.9])
     scale = 255.0 / max(high - low, 1.0)
     table = np.clip((np.arange(np.iinfo(image.dtype).max + 1) - low) * scale + 0.5, 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(to_rgb(table[image]))
+    picture = np.empty((*image.shape[:2], 3), dtype=np.uint8)
+    for top in range(0, len(image), _BAND):  # numpy makes 8 bytes of each number that it looks up
+        picture[top : top + _BAND] = to_rgb(table[image[top : top + _BAND]])
+    return picture

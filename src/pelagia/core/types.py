@@ -31,6 +31,7 @@ __all__ = [
     "Int",
     "Mask",
     "MaskCrop",
+    "PackedCrop",
     "PanopticMap",
     "Prediction",
     "Segment",
@@ -82,6 +83,38 @@ class MaskCrop:
     def area(self) -> int:
         """Number of pixels set."""
         return int(np.count_nonzero(self.bitmap))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the bitmap."""
+        height, width = self.bitmap.shape
+        return height, width
+
+
+class PackedCrop(MaskCrop):
+    """A `MaskCrop` that holds its bitmap as bits, an eighth of the memory, and unpacks it whenever it is asked for."""
+
+    __slots__ = ("_bits", "_shape")
+    _bits: NDArray[np.uint8]
+    _shape: tuple[int, int]
+
+    def __init__(self, x: int, y: int, bitmap: Mask) -> None:
+        for name, value in (("x", x), ("y", y), ("_bits", np.packbits(bitmap)), ("_shape", bitmap.shape)):
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.x, self.y, self.bitmap)
+
+    @property
+    def bitmap(self) -> Mask:
+        """[h, w], of its own memory."""
+        height, width = self._shape
+        return np.unpackbits(self._bits, count=height * width).view(np.bool_).reshape(height, width)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the bitmap."""
+        return self._shape
 
 
 def _flags(count: int) -> Mask:

@@ -139,7 +139,7 @@ def _is_stuff(labels: Int, categories: Sequence[Category]) -> Mask:
 def warp_mask(crop: MaskCrop, matrix: Float, window: Window, field: Field | None = None) -> MaskCrop:
     """The mask through an affine map, and an elastic `field` of the canvas, cut at `window` and trimmed to its set pixels (0 x 0
     if none is left)."""
-    height, width = crop.bitmap.shape
+    height, width = crop.shape
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64) + np.array([crop.x, crop.y])
     moved = move_points(corners, matrix)
     reach = 0.0 if field is None else float(np.abs(field).max(initial=0.0))

@@ -33,7 +33,7 @@ from pelagia.decode import DecodeOptions
 from pelagia.errors import OptionError
 from pelagia.infer.dense import MapPlan, map_blocks, plan_map
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.preview import nearest, picture_size
+from pelagia.infer.preview import nearest, picture_size, put_shown
 from pelagia.infer.runtimes import Runtime
 from pelagia.infer.views import tile_size
 
@@ -95,7 +95,7 @@ def predict_map(
     count = len(runtime.card.categories)
     size = (scan.width, scan.height)
     scale, shrunk = picture_size(*size)
-    rows, columns = nearest(size[::-1], scale, shrunk)
+    places = nearest(size[::-1], scale, shrunk)
     kind: Any = np.uint8 if count <= 255 else np.uint16
     picture: NDArray[Any] = np.zeros(shrunk[::-1], dtype=kind)
     pixels = np.zeros(count + 1, dtype=np.int64)
@@ -107,19 +107,9 @@ def predict_map(
             if block.scores is not None and len(puts) > 1:
                 puts[1](block.x, block.y, block.scores)
             pixels += np.bincount(np.minimum(block.labels, count).ravel(), minlength=count + 1)
-            _show(picture, block.labels, (block.x, block.y), (rows, columns))
+            put_shown(picture, block.labels, (block.x, block.y), places)
     written = path if chances is not None and path.suffix == ".zarr" else chances
     return StoredMap(path, *size, tuple(pixels[:count].tolist()), SemanticMap(picture), plan.way, written)
-
-
-def _show(picture: NDArray[Any], labels: NDArray[Any], corner: tuple[int, int], places: tuple[Any, Any]) -> None:
-    """Copy the pixels of a block that the picture shows into it."""
-    chosen = []
-    for sources, begin, length in zip(places, corner[::-1], labels.shape, strict=True):
-        first, last = np.searchsorted(sources, (begin, begin + length))
-        chosen.append((slice(first, last), sources[first:last] - begin))
-    (rows, from_rows), (columns, from_columns) = chosen
-    picture[rows, columns] = labels[np.ix_(from_rows, from_columns)]
 
 
 @contextmanager

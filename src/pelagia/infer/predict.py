@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core.ahead import side_by_side
-from pelagia.core.allocator import keep_freed_memory
+from pelagia.core.allocator import keep_freed_memory, release_freed_memory
 from pelagia.core.card import ModelCard
 from pelagia.core.files import temporary_path
 from pelagia.core.frame import Frame
@@ -27,8 +27,9 @@ from pelagia.core.types import Instances, Prediction
 from pelagia.decode import DecodeOptions
 from pelagia.errors import ImageError, OptionError
 from pelagia.infer.dense import tiled_map
-from pelagia.infer.map_writer import StoredMap, predict_map
+from pelagia.infer.map_writer import predict_map
 from pelagia.infer.options import PredictOptions
+from pelagia.infer.panoptic_writer import Stored, predict_panoptic
 from pelagia.infer.runtimes import Runtime, Shared, cpu_count
 from pelagia.infer.tiled import tiled_objects
 from pelagia.infer.tiled_panoptic import tiled_panoptic
@@ -51,7 +52,7 @@ class FileResult:
     path: Path
     width: int = 0
     height: int = 0
-    found: Prediction | StoredMap | None = None
+    found: Prediction | Stored | None = None
     error: str | None = None
     seconds: float = 0.0
 
@@ -139,8 +140,8 @@ def predict_files(
 
     Small images are read, fitted and decoded in threads beside the network (`core.ahead`). On a CPU each is a step of its own,
     on the next free core; a GPU gets batches, whose images are read by a thread on each core. A file that cannot be read gives a
-    result with its `error`, and the rest goes on. With a folder `maps` the class map of a scan is not held but written there, as
-    a temporary file or folder that whoever takes the result moves away. `watch` tells how far a scan has come.
+    result with its `error`, and the rest goes on. With a folder `maps` the class map or panoptic map of a scan is not held but
+    written there, as a temporary file or folder that whoever takes the result moves away. `watch` tells how far a scan has come.
     """
     options = options or PredictOptions()
     decoding = options.decoding(runtime.card)
@@ -189,19 +190,22 @@ def predict_files(
 
 def _scan_file(runtime: Runtime, path: Path, options: PredictOptions, maps: Path | None, watch: Watch | None) -> list[FileResult]:
     start = time.perf_counter()
-    found: Prediction | StoredMap
+    found: Prediction | Stored
     try:
         with open_scan(path, max_pixels=options.max_pixels) as scan:
             if watch is not None:
                 runtime = watch.over(runtime, scan, options)
-            if maps is None or runtime.card.task != "semantic" or options.coarse:
+            if maps is None or runtime.card.task not in _TILED or options.coarse:
                 found = predict_image(runtime, scan, options)
+            elif runtime.card.task == "panoptic":
+                found = predict_panoptic(runtime, scan, temporary_path(maps / f"{path.stem}.tif"), options)
             else:
                 ending = {"tiff": ".tif", "zarr": ".zarr"}[options.map_format]
                 files = [temporary_path(maps / f"{path.stem}{ending}") for _ in range(2)]
                 found = predict_map(runtime, scan, files[0], options, probabilities=files[1] if options.probabilities else None)
     except ImageError as error:
         return [FileResult(path, error=error.reason)]
+    release_freed_memory()
     return [FileResult(path, scan.width, scan.height, found, seconds=time.perf_counter() - start)]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pelagia.core.types import Int
 
-__all__ = ["PICTURE_PIXELS", "nearest", "picture_size"]
+__all__ = ["PICTURE_PIXELS", "nearest", "picture_size", "put_shown"]
 
 #: Annotated pictures of larger images are shrunk to this many pixels.
 PICTURE_PIXELS = 50_000_000
@@ -30,3 +32,13 @@ def nearest(shape: tuple[int, ...], scale: float, size: tuple[int, int]) -> tupl
         for count, length in zip(size[::-1], shape, strict=True)
     )
     return rows, columns
+
+
+def put_shown(picture: NDArray[Any], values: NDArray[Any], corner: tuple[int, int], places: tuple[Int, Int]) -> None:
+    """Copy the pixels of a block [h, w] of a map at `corner` (x, y) that its picture shows into it; `places` are of `nearest`."""
+    chosen = []
+    for sources, begin, length in zip(places, corner[::-1], values.shape, strict=True):
+        first, last = np.searchsorted(sources, (begin, begin + length))
+        chosen.append((slice(first, last), sources[first:last] - begin))
+    (rows, from_rows), (columns, from_columns) = chosen
+    picture[rows, columns] = values[np.ix_(from_rows, from_columns)]

@@ -23,6 +23,7 @@ from pelagia.core.files import remove, write_text
 from pelagia.core.types import Instances, PanopticMap, Prediction, SemanticMap
 from pelagia.errors import FormatError, ImageError, ModelError, OptionError
 from pelagia.infer.map_writer import StoredMap
+from pelagia.infer.panoptic_writer import Stored, StoredPanoptic
 from pelagia.infer.predict import FileResult
 from pelagia.infer.result_maps import has_probabilities, map_suffix, pixels_of, read_map, write_map, write_probabilities
 from pelagia.infer.result_pictures import draw_result
@@ -39,7 +40,10 @@ RESULT_VERSION = 1
 RESULTS_FOLDER = "results"
 
 #: What a task's answers are.
-_KINDS: dict[str, type[Prediction]] = {"semantic": SemanticMap, "panoptic": PanopticMap}
+_KINDS: dict[str, tuple[type[Prediction | Stored], ...]] = {
+    "semantic": (SemanticMap, StoredMap),
+    "panoptic": (PanopticMap, StoredPanoptic),
+}
 
 #: Where the maps of a task lie.
 _MAP_FOLDERS = {"instance": "labels", "semantic": "semantic", "panoptic": "panoptic"}
@@ -156,9 +160,9 @@ class ResultFolder:
                 head["probabilities"] = self._stamped(item["probabilities"])
             if picture is not None:
                 # From the numbers that are stored, so that a picture drawn later is the same.
-                head["picture"], problem = self._drawn(
-                    replace(result, found=found_in(item, self.card, pixels_of(found))), picture
-                )
+                masks = found.masks if isinstance(found, Instances) else None
+                drawn = found_in(item, self.card, pixels_of(found), masks=masks)
+                head["picture"], problem = self._drawn(replace(result, found=drawn), picture)
         self._write(name, head, dump(item))
         self._remove_replaced(name, before, head)
         return problem
@@ -209,9 +213,8 @@ class ResultFolder:
     def _write(self, name: str, head: dict[str, Any], text: str) -> None:
         write_text(self._path(name), f"{_HEAD}{dump(head)},\n{_BODY}{text}}}\n")
 
-    def _checked(self, found: Prediction | StoredMap) -> Prediction | StoredMap:
-        kind = _KINDS.get(self.card.task, Instances)
-        if not isinstance(found, kind) and not (kind is SemanticMap and isinstance(found, StoredMap)):
+    def _checked(self, found: Prediction | Stored) -> Prediction | Stored:
+        if not isinstance(found, _KINDS.get(self.card.task, (Instances,))):
             raise ModelError(f"the task {self.card.task!r} does not answer with {type(found).__name__}", where=self.card.name)
         return numbered(found)[0] if isinstance(found, PanopticMap) else found
 

@@ -17,7 +17,7 @@ from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import PanopticMap, Prediction, SemanticMap
 from pelagia.data.geometry import warp_mask
 from pelagia.errors import ImageError
-from pelagia.infer.map_writer import StoredMap
+from pelagia.infer.panoptic_writer import Stored
 from pelagia.infer.predict import FileResult
 from pelagia.infer.preview import nearest, picture_size
 
@@ -35,34 +35,39 @@ def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path
     """
     if result.found is None:
         raise ImageError(result.error or "there is nothing to draw", where=result.path)
-    found = result.found.picture if isinstance(result.found, StoredMap) else result.found
+    found = result.found.picture if isinstance(result.found, Stored) else result.found
     pixels = result.width * result.height
     scale, size = picture_size(result.width, result.height)
     # It was read under the user's limit once.
     with open_scan(result.path, max_pixels=max(MAX_PIXELS, pixels)) as scan:
         if scale < 1:
             image = _shrunk(scan, scale, size)
-            if not (isinstance(found, SemanticMap) and found.labels.shape == size[::-1]):  # a written map is shrunk already
+            if _map_shape(found) != size[::-1]:  # a written map is shrunk already
                 found = scaled(found, scale, size)
         else:
             image = scan.read(0, 0, scan.width, scan.height)
-    write(target, draw_prediction(image, found, card.categories))
+    # Where the image is, the picture comes to be: each copy of 50 million pixels takes 150 MB.
+    write(target, draw_prediction(image, found, card.categories, overwrite=True), overwrite=True)
     return Path(target)
+
+
+def _map_shape(found: Prediction) -> tuple[int, ...] | None:
+    return found.labels.shape if isinstance(found, SemanticMap) else found.ids.shape if isinstance(found, PanopticMap) else None
 
 
 def _shrunk(scan: Scan, scale: float, size: tuple[int, int]) -> Pixels:
     """The whole scan `scale` times as large, of `size` (width, height), read in bands of rows: it may be too large to hold."""
     factor = math.floor(1 / scale)  # `warp` averages blocks of so many rows; a band begins and ends between blocks
     rows = max(math.ceil(_BAND * scale), 1)
-    bands = []
+    image: Pixels = np.empty((size[1], size[0], scan.channels), dtype=scan.dtype)
     for top in range(0, size[1], rows):
         bottom = min(top + rows, size[1])
         first = max(math.floor((top / scale - 2) / factor) - 1, 0) * factor
         last = min((math.ceil((bottom / scale + 2) / factor) + 1) * factor, scan.height)
         scan.forget(above=first)
         band = scan.read(0, first, scan.width, last - first)
-        bands.append(warp(band, np.array([[scale, 0.0, 0.0], [0.0, scale, first * scale - top]]), (size[0], bottom - top)))
-    return np.concatenate(bands)
+        image[top:bottom] = warp(band, np.array([[scale, 0.0, 0.0], [0.0, scale, first * scale - top]]), (size[0], bottom - top))
+    return image
 
 
 def scaled(found: Prediction, scale: float, size: tuple[int, int]) -> Prediction:

@@ -15,8 +15,9 @@ from pelagia.core import masks as core_masks
 from pelagia.core.card import ModelCard
 from pelagia.core.lazy import resolve
 from pelagia.core.oriented import to_corners
-from pelagia.core.types import Category, Instances, Int, PanopticMap, Prediction, Segment, SemanticMap
+from pelagia.core.types import Category, Instances, Int, MaskCrop, PanopticMap, Prediction, Segment, SemanticMap
 from pelagia.infer.map_writer import StoredMap
+from pelagia.infer.panoptic_writer import Stored, StoredPanoptic
 
 __all__ = [
     "category_dicts",
@@ -57,7 +58,7 @@ def point_names(categories: Sequence[Category]) -> tuple[str, ...]:
     return longest if same else tuple(f"point_{number + 1}" for number in range(len(longest)))
 
 
-def image_dict(found: Prediction | StoredMap, name: str, size: tuple[int, int], card: ModelCard) -> dict[str, Any]:
+def image_dict(found: Prediction | Stored, name: str, size: tuple[int, int], card: ModelCard) -> dict[str, Any]:
     """One image of results.json: its name, its size (width, height) and what was found; segments must be `numbered`."""
     head = {"file": name, "width": size[0], "height": size[1]}
     if isinstance(found, Instances):
@@ -67,7 +68,11 @@ def image_dict(found: Prediction | StoredMap, name: str, size: tuple[int, int], 
         return {**head, "classes": class_dicts(found.pixels, size[0] * size[1], card), "blend": found.way}
     if isinstance(found, SemanticMap):
         return {**head, "classes": class_dicts(count_pixels(found, card), found.labels.size, card)}
-    segments = segment_dicts(*numbered(found), card)
+    if isinstance(found, StoredPanoptic):
+        measured = list(zip(found.segments, found.areas.tolist(), found.boxes.tolist(), strict=True))
+    else:
+        measured = _measured(*numbered(found))
+    segments = segment_dicts(measured, card)
     return {**head, "count": sum(item["thing"] for item in segments), "segments": segments}
 
 
@@ -129,9 +134,18 @@ def coco_dict(item: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def found_in(item: dict[str, Any], card: ModelCard, pixels: NDArray[Any] | None = None) -> Prediction:
-    """What `image_dict` wrote as a prediction again, with its rounded numbers; `pixels` [H, W] is the map of a class map or of a
-    panoptic map.
+def found_in(
+    item: dict[str, Any],
+    card: ModelCard,
+    pixels: NDArray[Any] | None = None,
+    *,
+    masks: tuple[MaskCrop, ...] | None = None,
+) -> Prediction:
+    """What `image_dict` wrote as a prediction again, with its rounded numbers.
+
+    Args:
+        pixels: [H, W], the map of a class map or of a panoptic map.
+        masks: of the objects, where they are still at hand: those of a scan are not held twice.
     """
     if card.task == "semantic":
         assert pixels is not None
@@ -144,7 +158,9 @@ def found_in(item: dict[str, Any], card: ModelCard, pixels: NDArray[Any] | None 
         return PanopticMap(pixels, tuple(segments))
     objects = item["objects"]
     shapes: dict[str, Any] = {}
-    if card.task == "instance":
+    if card.task == "instance" and masks is not None:
+        shapes["masks"] = masks
+    elif card.task == "instance":
         rles = [core_masks.rle_from_string(each["mask"]["counts"], *each["mask"]["size"]) for each in objects if "mask" in each]
         shapes["masks"] = tuple(map(core_masks.crop_from_rle, rles)) if len(rles) == len(objects) else None
     if card.task == "keypoints":
@@ -193,10 +209,11 @@ def numbered(found: PanopticMap) -> tuple[PanopticMap, Int]:
     return renumbered, np.array([areas[item.id] for item in kept], dtype=np.int64)
 
 
-def segment_dicts(found: PanopticMap, areas: Int, card: ModelCard) -> list[dict[str, Any]]:
-    """Each segment of a `numbered` map as JSON values: id, class, the source's class id, whether a thing, score, area, bounds."""
+def segment_dicts(measured: Sequence[tuple[Segment, int, list[int]]], card: ModelCard) -> list[dict[str, Any]]:
+    """Each segment, with its area and its bounds, as JSON values: id, class, the source's class id, whether a thing, score, area,
+    bounds x1, y1, x2, y2."""
     items = []
-    for segment, area, box in _measured(found, areas):
+    for segment, area, box in measured:
         category = card.categories[segment.label]
         score = None if segment.score is None else round(float(segment.score), 6)
         item = {"id": segment.id, "class": category.name, "class_id": category.id, "thing": category.is_thing, "score": score}

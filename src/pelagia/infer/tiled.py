@@ -12,7 +12,7 @@ import numpy as np
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.scan import Scan
-from pelagia.core.types import Instances, Mask
+from pelagia.core.types import Instances, Mask, PackedCrop
 from pelagia.decode import DecodeOptions
 from pelagia.infer.coarse import Shrunk, levels, shrink, take_larger
 from pelagia.infer.joining import CUT_MARGIN, join_views
@@ -87,7 +87,14 @@ def _parts(
     with closing(views(scan, tiles, runtime.card, local=False, most=2 * options.batch)) as shown:
         placed = ((image, frame if further is None else _through(frame, further)) for image, frame in shown)
         with closing(answers(runtime, placed, options.batch, decoding)) as found:
-            return [objects_of(item, runtime.card) for item in found]
+            return [_packed(objects_of(item, runtime.card)) for item in found]
+
+
+def _packed(found: Instances) -> Instances:
+    """The same, masks in bits: those of all tiles are held until they are joined, and what is left of them to the end."""
+    if found.masks is None:
+        return found
+    return found.replace(masks=tuple(PackedCrop(mask.x, mask.y, mask.bitmap) for mask in found.masks))
 
 
 def _through(first: Frame, then: Frame) -> Frame:

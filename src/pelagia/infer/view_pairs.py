@@ -98,7 +98,7 @@ def _common_pixels(masks: Sequence[MaskCrop], a: Int, b: Int, zone: Float | None
 
 
 def _window(crop: MaskCrop, limit: Sequence[int] | None) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = crop.x, crop.y, crop.x + crop.bitmap.shape[1], crop.y + crop.bitmap.shape[0]
+    x1, y1, x2, y2 = crop.x, crop.y, crop.x + crop.shape[1], crop.y + crop.shape[0]
     if limit is None:
         return x1, y1, x2, y2
     x1, y1 = max(x1, limit[0]), max(y1, limit[1])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from pelagia.core.lazy import resolve
 from pelagia.core.types import IGNORE_INDEX, Int
 
 __all__ = ["border_weights", "components"]
@@ -32,7 +33,7 @@ def border_weights(ids: Int, *, weight: float = 10.0, sigma: float = 5.0) -> NDA
     nearest = np.full((2, height, width), np.inf, dtype=np.float32)
     reach = math.ceil(_REACH * sigma)
     ids = np.maximum(ids, 0)
-    windows: Sequence[tuple[slice, ...] | None] = ndimage.find_objects(ids)
+    windows: Sequence[tuple[slice, ...] | None] = _ndimage().find_objects(ids)
     for number, window in enumerate(windows, start=1):
         if window is None:
             continue
@@ -41,7 +42,7 @@ def border_weights(ids: Int, *, weight: float = 10.0, sigma: float = 5.0) -> NDA
             slice(max(part.start - reach, 0), min(part.stop + reach, length))
             for part, length in zip(window, ids.shape, strict=True)
         )
-        distance = ndimage.distance_transform_edt(ids[rows, columns] != number).astype(np.float32)
+        distance = _ndimage().distance_transform_edt(ids[rows, columns] != number).astype(np.float32)
         first, second = nearest[:, rows, columns]
         nearest[1, rows, columns] = np.minimum(second, np.maximum(first, distance))
         nearest[0, rows, columns] = np.minimum(first, distance)
@@ -55,6 +56,11 @@ def components(labels: Int) -> Int:
     """[H, W] labels -> numbers of objects: the components (4 neighbours) of each class but 0, the ground; -1 where ignored."""
     ids = np.where(labels == IGNORE_INDEX, -1, 0)
     for label in np.unique(labels[(labels > 0) & (labels != IGNORE_INDEX)]).tolist():
-        parts, _ = ndimage.label(labels == label)
+        parts, _ = _ndimage().label(labels == label)
         ids = np.where(parts > 0, parts + max(int(ids.max()), 0), ids)
     return ids
+
+
+def _ndimage() -> ModuleType:
+    """Loaded late: who predicts class maps does not wait for it."""
+    return resolve("scipy.ndimage", purpose="weigh the ground between objects")

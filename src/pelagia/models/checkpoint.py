@@ -21,9 +21,10 @@ from torch import Tensor
 
 from pelagia.core.card import ModelCard
 from pelagia.core.files import write_bytes
+from pelagia.core.lazy import resolve
 from pelagia.errors import CheckpointError, OptionError
 from pelagia.models.model import Model
-from pelagia.models.registry import create
+from pelagia.models.registry import create, entry
 
 __all__ = ["CARD_KEY", "STATE_KEY", "TRAIN_PREFIX", "build", "load", "read", "save"]
 
@@ -108,6 +109,8 @@ def build(tensors: Mapping[str, Tensor], card: ModelCard, *, where: str | Path |
         CheckpointError: the card names an unknown model or option, or names, shapes or number types do not fit.
     """
     try:
+        # First what the model is built on, which makes its constants once, and not on that device.
+        resolve(entry(card.name).builder.partition(":")[0], purpose="build a model")
         # On the meta device: the fresh weights would be drawn, and the global generator moved, only to be overwritten.
         with torch.device("meta"):
             model = create(card.name, card.categories, card.task, input_size=card.input_size, options=card.options)

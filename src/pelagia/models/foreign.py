@@ -8,17 +8,14 @@ nothing in it. Weights keep their licence, which the card records; this package 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from safetensors import SafetensorError, safe_open
 
+from pelagia.core.lazy import resolve
 from pelagia.errors import CheckpointError
 from pelagia.models import checkpoint
-from pelagia.models.grids import ultralytics
 from pelagia.models.model import Model
-from pelagia.models.pixels import torchvision as dense_torchvision
-from pelagia.models.queries import detr_release, huggingface
-from pelagia.models.regions import torchvision_files
 from pelagia.models.torchfile import read_torch_file
 
 __all__ = ["load_any", "load_foreign"]
@@ -31,8 +28,15 @@ class _Family(Protocol):
     def load(self, content: Any, path: Path) -> Model: ...
 
 
-#: Asked in turn; the first that recognises a file loads it.
-_FAMILIES: tuple[_Family, ...] = (ultralytics, huggingface, detr_release, dense_torchvision, torchvision_files)
+#: Modules, asked in turn; the first that recognises a file loads it. Each is imported when its turn comes: a YOLO11 needs nothing
+#: of what the others are built on.
+_FAMILIES = (
+    "pelagia.models.grids.ultralytics",
+    "pelagia.models.queries.huggingface",
+    "pelagia.models.queries.detr_release",
+    "pelagia.models.pixels.torchvision",
+    "pelagia.models.regions.torchvision_files",
+)
 _KNOWN = (
     "YOLO11 of Ultralytics, DETR of its authors, DETR and Mask2Former of Hugging Face transformers, FCN and DeepLabV3 of "
     "torchvision, Faster, Mask and Keypoint R-CNN of torchvision"
@@ -61,7 +65,8 @@ def load_foreign(path: str | Path) -> Model:
     """
     path = Path(path)
     content = _safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
-    for family in _FAMILIES:
+    for name in _FAMILIES:
+        family = cast(_Family, resolve(name, purpose="read a checkpoint of another project"))
         if family.recognises(content):
             return family.load(content, path)
     if not isinstance(content, dict):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from types import ModuleType
 from typing import Any
 
-import timm
+import torch
 from torch import Tensor, nn
 
+from pelagia.core.lazy import resolve
 from pelagia.errors import OptionError
 
 __all__ = ["TimmBackbone", "open_residuals"]
@@ -44,7 +46,7 @@ class TimmBackbone(nn.Module):
         self.name = name
         self.network, self.strides = _build(name, strides, output_stride)
         if frozen_norm:
-            self.network = timm.layers.freeze_batch_norm_2d(self.network)
+            self.network = _timm().layers.freeze_batch_norm_2d(self.network)
         self.channels: tuple[int, ...] = tuple(int(count) for count in self.network.feature_info.channels())  # type: ignore[operator, union-attr]
         if len(self.channels) != len(self.strides):
             raise OptionError(f"timm:{name} gives {len(self.channels)} feature maps instead of {len(self.strides)}")
@@ -85,9 +87,16 @@ class TimmBackbone(nn.Module):
         return tuple(found.permute(0, 3, 1, 2).contiguous() for found in maps) if self.channels_last else tuple(maps)
 
 
+def _timm() -> ModuleType:
+    """Imported with the first backbone from it: with torchvision, which it imports, it takes a second and much memory."""
+    with torch.device("cpu"):  # models are built on the meta device, and a module makes its constants once
+        return resolve("timm", purpose="build a backbone")
+
+
 def _build(
     name: str, strides: tuple[int, ...] | None, output_stride: int, *, pretrained: bool = False
 ) -> tuple[nn.Module, tuple[int, ...]]:
+    timm = _timm()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # timm warns of renamed models; the name still resolves

@@ -177,6 +177,8 @@ class Head(nn.Module):
     @torch.no_grad()
     def set_priors(self, input_size: tuple[int, int]) -> None:
         """First biases: rare objects, boxes of a few strides, a tilted angle."""
+        if _last_bias(self.classes[0]).is_meta:
+            return  # nothing is drawn; and PyTorch has its compiler compute there, which takes two seconds and 180 MB to import
         for level, stride in enumerate(STRIDES):
             classes = _last_bias(self.classes[level])
             cells = input_size[0] * input_size[1] / stride**2
