@@ -184,7 +184,9 @@ def test_without_a_score_nothing_is_measured(
 def test_calibration_sees_what_prediction_sees(model: Model, dataset: Dataset, tmp_path: Path) -> None:
     inputs = list(calibration_inputs(dataset, model.card, 4))
     assert len(inputs) == 4
-    assert all(item.shape == (1, 3, *model.card.input_size) and item.dtype == np.float32 for item in inputs)
+    assert all(item.keys() == {"images"} for item in inputs)
+    assert all(item["images"].shape == (1, 3, *model.card.input_size) for item in inputs)
+    assert all(item["images"].dtype == np.float32 for item in inputs)
     write(tmp_path / "large.png", draw_image(np.random.default_rng(0), 700, 500).image)
     images = [{"id": 1, "file_name": "large.png", "width": 700, "height": 500}]
     boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}]

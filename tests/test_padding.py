@@ -19,9 +19,12 @@ from pelagia.core.types import Category, Instances
 from pelagia.data.augment import FILL, AugmentOptions, corner_sample, evaluation_sample
 from pelagia.data.dataset import Dataset
 from pelagia.decode import DecodeOptions
+from pelagia.export.int8 import calibration_inputs, export_int8
 from pelagia.export.onnx import export_onnx
+from pelagia.export.openvino import export_openvino
+from pelagia.infer.openvino_runtime import OpenVinoRuntime
 from pelagia.infer.predict import predict_batch
-from pelagia.infer.runtimes import OnnxRuntime
+from pelagia.infer.runtimes import OnnxRuntime, PaddedRuntime
 from pelagia.models.model import Model, Targets
 from pelagia.models.registry import create, entry
 from pelagia.models.runtime import TorchRuntime
@@ -187,7 +190,32 @@ def test_an_exported_graph_looks_away_from_padding_too(tmp_path: Path) -> None:
         _looks_away(model, OnnxRuntime(tmp_path / "m.onnx", threads=threads))
 
 
-def _looks_away(model: Model, runtime: OnnxRuntime) -> None:
+def test_a_graph_for_openvino_looks_away_from_padding_too(tmp_path: Path) -> None:
+    model = model_of("detr-r50", (64, 96))
+    export_openvino(model, tmp_path / "m.xml")
+    export_onnx(model, tmp_path / "m.onnx")
+    for path in (tmp_path / "m.xml", tmp_path / "m.onnx"):
+        for threads in (1, 2):
+            _looks_away(model, OpenVinoRuntime(path, threads=threads))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_8_bit_graphs_are_calibrated_on_what_is_image(kind: Any, tmp_path: Path) -> None:
+    model = model_of("detr-r50", (64, 96))
+    source = export_onnx(model, tmp_path / "m.onnx").path
+    data = images_of(tmp_path / "data", [(140, 35), (30, 90), (96, 64)])
+    sizes = [item["valid"].tolist() for item in calibration_inputs(data, model.card, 9)]
+    assert sizes == [[[24, 96]], [[64, 22]], [[64, 96]]]
+    path = tmp_path / ("8.onnx" if kind == "onnx" else "8.xml")
+    report = export_int8(source, path, data, kind, max_drop=1.0, show=False)
+    assert report.calibration == 3
+    runtime = OnnxRuntime(path) if kind == "onnx" else OpenVinoRuntime(path)
+    images = np.random.default_rng(0).normal(size=(2, 3, 64, 96)).astype(np.float32)
+    valid = np.array([[40, 96], [64, 20]])
+    assert np.abs(runtime.run(images, valid)["logits"] - runtime.run(images)["logits"]).max() > 1e-3
+
+
+def _looks_away(model: Model, runtime: PaddedRuntime) -> None:
     images = np.random.default_rng(0).normal(size=(3, 3, 64, 96)).astype(np.float32)
     valid = np.array([[64, 96], [40, 96], [64, 20]])
 

@@ -18,7 +18,10 @@ from pelagia.core.types import Category, SemanticMap
 from pelagia.data.label_pixels import write_label_pixels
 from pelagia.data.open import open_dataset
 from pelagia.decode import DecodeOptions
+from pelagia.export.int8 import FileKind, export_int8
 from pelagia.export.onnx import export_onnx
+from pelagia.export.openvino import export_openvino
+from pelagia.infer.openvino_runtime import OpenVinoRuntime
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
 from pelagia.infer.runtimes import OnnxRuntime
@@ -147,6 +150,13 @@ def test_training_and_export_write_it_into_the_card(tmp_path: Path) -> None:
     model.card = replace(model.card, manifest={})
     export_onnx(model, tmp_path / "m.onnx")
     assert OnnxRuntime(tmp_path / "m.onnx").card.manifest["receptive_field"] == expected
+    export_openvino(model, tmp_path / "m.xml")
+    assert OpenVinoRuntime(tmp_path / "m.xml").card.manifest["receptive_field"] == expected
+    kinds: list[tuple[FileKind, str]] = [("onnx", "8.onnx"), ("openvino", "8.xml")]
+    for kind, name in kinds:
+        export_int8(tmp_path / "m.onnx", tmp_path / name, data, kind, max_drop=1.0, show=False)
+        opened = OnnxRuntime(tmp_path / name) if kind == "onnx" else OpenVinoRuntime(tmp_path / name)
+        assert opened.card.manifest["receptive_field"] == expected
     image = rng.integers(0, 256, (150, 210, 3), dtype=np.uint8)
     found, whole = (
         predict_image(runtime, image, PredictOptions(tiling="always", blend="exact"), decoding=DecodeOptions(scores=True))

@@ -39,8 +39,8 @@ from pelagia.export.openvino import write_ir
 from pelagia.infer.evaluate import Scores, evaluate
 from pelagia.infer.openvino_runtime import OpenVinoRuntime
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime, Runtime
-from pelagia.infer.views import is_full_resolution, is_tiled, lay, tile_size, views
+from pelagia.infer.runtimes import CARD_KEY, VALID, OnnxRuntime, Runtime
+from pelagia.infer.views import in_corners, is_full_resolution, is_tiled, lay, tile_size, views
 from pelagia.metrics.result import DetectionResult
 from pelagia.metrics.semantic_result import SemanticResult
 
@@ -142,9 +142,9 @@ def export_int8(
     )
 
 
-def calibration_inputs(data: Dataset, card: ModelCard, most: int) -> Iterator[NDArray[np.float32]]:
-    """At most `most` network inputs [1, 3, H, W] from images spread evenly over `data`, as prediction would show them: whole
-    images, or up to four tiles of a large one."""
+def calibration_inputs(data: Dataset, card: ModelCard, most: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """At most `most` inputs of the network by name, `images` [1, 3, H, W] and where it masks padding `valid` [1, 2], from images
+    spread evenly over `data`, as prediction would show them: whole images, or up to four tiles of a large one."""
     options = PredictOptions()
     left = most
     for index in np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int)).tolist():
@@ -156,11 +156,15 @@ def calibration_inputs(data: Dataset, card: ModelCard, most: int) -> Iterator[ND
             tiles = lay(card, size, tile, options)
             chosen = [tiles[i] for i in sorted({*np.linspace(0, len(tiles) - 1, _TILES).round().astype(int).tolist()})]
             with closing(views(Scan.of(image), chosen, card, local=True, most=1)) as seen:
-                shown = [view for view, _ in seen]
+                shown = list(seen)
         else:
-            shown = [letterbox(image, card.input_size, enlarge=not is_full_resolution(card), margin=card.margin)[0]]
-        for view in shown[:left]:
-            yield np.ascontiguousarray(normalise(view, card.normalisation)[None])
+            shown = [letterbox(image, card.input_size, enlarge=not is_full_resolution(card), margin=card.margin)]
+        for view, frame in shown[:left]:
+            picture, told = view, {}
+            if card.masks_padding:
+                (picture,), _, valid = in_corners([view], [frame])
+                told = {VALID: valid}
+            yield {"images": np.ascontiguousarray(normalise(picture, card.normalisation)[None]), **told}
         left -= len(shown)
         if left <= 0:
             return
@@ -178,7 +182,7 @@ def _open(path: str | Path, kind: FileKind) -> Runtime:
     return OnnxRuntime(path, device="cpu") if kind == "onnx" else OpenVinoRuntime(path, device="cpu")
 
 
-def _quantize(source: Path, kind: FileKind, inputs: list[NDArray[np.float32]], card: ModelCard, *, float_head: bool) -> Any:
+def _quantize(source: Path, kind: FileKind, inputs: list[dict[str, NDArray[Any]]], card: ModelCard, *, float_head: bool) -> Any:
     """The graph with 8-bit layers, of the library of `kind`."""
     return (_quantize_onnx if kind == "onnx" else _quantize_openvino)(source, inputs, card, float_head)
 
@@ -200,23 +204,22 @@ def _write(graph: Any, path: Path, kind: FileKind, card: ModelCard) -> int:
 class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     """Hands the inputs out one by one, as the tool asks for them."""
 
-    def __init__(self, name: str, inputs: list[NDArray[np.float32]]) -> None:
-        self._name, self._left = name, iter(inputs)
+    def __init__(self, inputs: list[dict[str, NDArray[Any]]]) -> None:
+        self._left = iter(inputs)
 
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        """The next input by its name, None after the last."""
-        item = next(self._left, None)
-        return None if item is None else {self._name: item}
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """The next inputs by their names, None after the last."""
+        return next(self._left, None)
 
 
-def _quantize_onnx(source: Path, inputs: list[NDArray[np.float32]], card: ModelCard, float_head: bool) -> onnx.ModelProto:
+def _quantize_onnx(source: Path, inputs: list[dict[str, NDArray[Any]]], card: ModelCard, float_head: bool) -> onnx.ModelProto:
     graph = onnx.load(source)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         written = Path(folder) / "int8.onnx"
         quantization.quantize_static(
             graph,
             str(written),
-            _Reader(graph.graph.input[0].name, inputs),
+            _Reader(inputs),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -242,7 +245,7 @@ def _last_onnx(graph: onnx.ModelProto) -> list[str]:
 # NNCF
 
 
-def _quantize_openvino(source: Path, inputs: list[NDArray[np.float32]], card: ModelCard, float_head: bool) -> Any:
+def _quantize_openvino(source: Path, inputs: list[dict[str, NDArray[Any]]], card: ModelCard, float_head: bool) -> Any:
     openvino = resolve("openvino", purpose="quantize a model for OpenVINO")
     # NNCF reports its use to its authors unless this is set before it is imported; nothing leaves this machine unasked.
     os.environ.setdefault("NNCF_CI", "1")

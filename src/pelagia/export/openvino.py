@@ -46,7 +46,9 @@ def export_openvino(model: Model, path: str | Path, *, tolerance: float = TOLERA
             graph = openvino.Core().read_model(str(between))
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot read the graph ({str(error).strip().splitlines()[-1]})", where=path) from error
-        size = write_ir(graph, path, model.card, prove)
+        # The card of the file between: export found out how far a network looks, where the model did not say it.
+        card = ModelCard.from_json(str(graph.get_rt_info(["framework", CARD_KEY]).value), where=str(path))
+        size = write_ir(graph, path, card, prove)
     return ExportReport(Path(path), OPSET, size, report.inputs, outputs, tolerance, time.perf_counter() - start)
 
 

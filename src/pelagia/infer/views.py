@@ -38,6 +38,7 @@ __all__ = [
     "answer",
     "answers",
     "fit",
+    "in_corners",
     "is_full_resolution",
     "is_tiled",
     "lay",
@@ -165,7 +166,7 @@ def answer(runtime: Runtime, images: Sequence[NDArray[Any]], frames: Sequence[Fr
     card = runtime.card
     if not card.masks_padding:
         return decode(_outputs(runtime, images, options), frames, card, options)
-    moved, places, valid = _to_corners(images, frames)
+    moved, places, valid = in_corners(images, frames)
     outputs = _outputs(runtime, moved, options, valid)
     return decode({**outputs, "valid": valid}, places, card, options)
 
@@ -181,7 +182,7 @@ def _outputs(
     return runtime.run(batch) if valid is None else cast(PaddedRuntime, runtime).run(batch, valid)
 
 
-def _to_corners(
+def in_corners(
     images: Sequence[NDArray[Any]], frames: Sequence[Frame]
 ) -> tuple[list[NDArray[Any]], list[Frame], NDArray[np.int64]]:
     """The images moved to the upper left corner of the input, their frames, and their heights and widths."""
