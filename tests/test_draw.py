@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from pelagia.core import draw_maps
 from pelagia.core.draw import colour, display, draw_instances, draw_prediction
 from pelagia.core.draw_text import place, tab
 from pelagia.core.palette import luminance, shade
@@ -289,6 +290,11 @@ def test_the_legend_names_the_classes_below(side: int) -> None:
     assert (strip == colour(2)).all(axis=2).sum() >= 60  # the patch of the class
     assert not (strip == colour(1)).all(axis=2).any()  # which does not occur
     assert (strip.max(axis=2) < 60).sum() > 30  # text
+
+
+def test_the_legend_does_not_tell_few_pixels_as_none() -> None:
+    shares = [draw_maps._share(value) for value in (0.0, 0.0001, 0.0006, 0.012, 0.5)]
+    assert shares == ["0.0%", "<0.1%", "0.1%", "1.2%", "50%"]
 
 
 def test_a_long_legend_tells_what_it_leaves_out() -> None:

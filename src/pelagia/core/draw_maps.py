@@ -206,6 +206,8 @@ def _panoptic_entries(found: PanopticMap, categories: Sequence[Category], pixels
 
 
 def _share(value: float) -> str:
+    if 0 < value < 0.0005:
+        return "<0.1%"
     return f"{value:.0%}" if value >= 0.0995 else f"{value:.1%}"
 
 
