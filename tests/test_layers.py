@@ -193,20 +193,24 @@ def test_convolutions_by_onednn_are_those_of_pytorch() -> None:
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
         nn.ConvTranspose2d(4, 2, 2, stride=2),
     ).eval()
-    turned = copy.deepcopy(model)
-    use_onednn(turned)
+    wide = copy.deepcopy(model)
+    use_onednn(wide)
+    turned = copy.deepcopy(wide)
     assert [type(module) is OneDnnConv2d for module in turned] == [True, True, True, False, False, False]
     assert all(type(module) is not OneDnnConv2d for module in model)
-    images = torch.randn(2, 3, 20, 28).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(wide.double()(images(2, 3, 20, 28)), copy.deepcopy(model).double()(images(2, 3, 20, 28)))
+    first = images(2, 3, 20, 28).float().contiguous(memory_format=torch.channels_last)
+    second = images(1, 3, 33, 16).float()  # of another size and layout than those for which the weights were laid out
     before = torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             with torch.inference_mode():
-                assert torch.allclose(turned(images), model(images), atol=1e-5)
-                assert turned(images[:0]).shape == model(images[:0]).shape  # no region was proposed
-                assert torch.allclose(turned[1](images.new_ones(8, 5, 5)), turned[1](images.new_ones(1, 8, 5, 5))[0])
+                for shown in (first, second):
+                    assert torch.allclose(turned(shown), model(shown), atol=1e-5)
+                    assert torch.equal(turned(shown), turned(shown))
+                assert turned(first[:0]).shape == model(first[:0]).shape  # no region was proposed
+                alone = turned[1](first.new_ones(8, 5, 5))
+                assert torch.allclose(alone, turned[1](first.new_ones(1, 8, 5, 5))[0])
     finally:
         torch.set_num_threads(before)
-    wide = copy.deepcopy(turned).double()
-    assert torch.equal(wide(images.double()), copy.deepcopy(model).double()(images.double()))

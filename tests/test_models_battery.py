@@ -284,6 +284,9 @@ def test_runtime_equals_the_model(name: str, task: Task) -> None:
         for key, value in model(images).items():
             np.testing.assert_allclose(found[key], value.numpy(), rtol=1e-3, atol=1e-4)
     assert runtime.card is model.card or runtime.card == model.card
+    last = np.ascontiguousarray(images.numpy().transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)  # the same in another order in memory
+    for key, again in runtime.run(last).items():
+        np.testing.assert_array_equal(again, found[key])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(ModelError, match="shape"):
         runtime.run(np.zeros((1, 1, *input_size(name)), dtype=np.float32))

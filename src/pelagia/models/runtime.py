@@ -92,7 +92,7 @@ class TorchRuntime:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ModelError(f"images must have shape [B, 3, H, W], got {list(images.shape)}", where=self.card.name)
         with torch.inference_mode(), self._one_by_one():
-            batch = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(self.device, non_blocking=True)
+            batch = torch.from_numpy(_as_network_likes(images)).to(self.device, non_blocking=True)
             return _on_host(self._forward(batch, valid))
 
     def run_pixels(
@@ -140,6 +140,13 @@ class _Lane:
             return self._owner.run(images, valid)
         finally:
             torch.set_num_threads(before)
+
+
+def _as_network_likes(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Images whose channels come last in memory, as `core.image.normalise` leaves them, are not copied."""
+    if images.dtype == np.float32 and images.flags.writeable and images.transpose(0, 2, 3, 1).flags.c_contiguous:
+        return images
+    return np.ascontiguousarray(images, dtype=np.float32)
 
 
 def _on_host(outputs: dict[str, Tensor]) -> dict[str, NDArray[Any]]:

@@ -96,20 +96,28 @@ def fuse(model: ModuleT) -> ModuleT:
 
 
 class OneDnnConv2d(nn.Conv2d):
-    """A convolution of float32 images on a CPU that oneDNN always computes.
+    """A convolution of float32 images on a CPU, for inference, that oneDNN always computes.
 
     PyTorch itself leaves kernels of one pixel to a slower loop when a single thread works on fewer than 16 images; so does an
-    image that has a core for itself, and YOLO11n then takes half as long again.
+    image that has a core for itself, and YOLO11n then takes half as long again. It also brings the weights into oneDNN's order at
+    each call, 7 % of YOLO11n's time: here the first call does so for good, and the weights can no longer be changed. Images of
+    other sizes may ask for another order, to which oneDNN then brings them.
+
+    The activation stays apart: as a part of the convolution SiLU takes oneDNN twice as long as PyTorch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """conv(input); the same numbers as those of PyTorch with several threads."""
+        weight: Tensor = self.weight
         if input.numel() == 0 or input.ndim != 4 or input.dtype != torch.float32:
-            return super().forward(input)
-        assert not isinstance(self.padding, str)
-        found: Tensor = torch.mkldnn_convolution(
-            input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
-        )
+            plain: Tensor = self._conv_forward(input, weight.to_dense() if weight.is_mkldnn else weight, self.bias)
+            return plain
+        how = (self.padding, self.stride, self.dilation, self.groups)
+        if not weight.is_mkldnn:
+            # Another thread may be doing it too, to the same end.
+            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *how, list(input.shape))
+            self.weight = nn.Parameter(weight, requires_grad=False)
+        found: Tensor = torch.ops.mkldnn._convolution_pointwise.default(input, weight, self.bias, *how, "none", [], "")
         return found
 
 
