@@ -546,7 +546,7 @@ def _peer_training(bench: Bench, data: Path, size: int, amp: bool) -> None:
     workers = 2 if bench.args.small else max(cpu_count() - 2, 1)
     request = {"action": "train", "architecture": "yolo11n.yaml", "data": str(data), "epochs": epochs, "imgsz": size}
     request |= {"batch": _batch(bench), "seed": 0, "out": str(bench.out / f"peer-train-{time.time_ns()}"), "val": False}
-    arguments = {"amp": amp, "workers": workers, "cache": "ram"}
+    arguments = {"amp": amp, "workers": workers, "cache": "ram", "save": False}
     found = ask(bench, {**request, "device": bench.args.device, "arguments": arguments}, 100)
     spent = found["epoch_seconds"]
     images = len(bench.data.split("train"))
