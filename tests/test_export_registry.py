@@ -62,13 +62,15 @@ def test_the_file_answers_like_the_model(name: str, task: Task, tmp_path: Path) 
     assert report.outputs
     assert all(item.relative <= TOLERANCE for item in report.outputs.values())
     torch.manual_seed(0)
-    others = compare_runtime(model, OpenVinoRuntime(path))
+    openvino = OpenVinoRuntime(path)
+    others = compare_runtime(model, openvino)
     assert all(item.relative <= TOLERANCE for item in others.values()), others
     image = draw_image(np.random.default_rng(0), 200, 130).image
     asked = {"score": 0.001, "nms_iou": 1.0, "tiling": "never"}
     found = load(path).predict(image, **asked)  # numpy from the raw outputs on
     wanted = Predictor(TorchRuntime(model)).predict(image, **asked)
     agree(found, wanted)
+    agree(Predictor(openvino).predict(image, **asked), wanted)  # normalised within the graph
     with ResultWriter(tmp_path / "out", model.card) as writer:
         writer.add(FileResult(Path("a.png"), 200, 130, found), "a.png")
     assert (tmp_path / "out" / "results.json").is_file()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from noise import noise
 from pelagia.core.card import Normalisation
 from pelagia.core.frame import Frame
-from pelagia.core.image import letterbox, normalise, to_rgb, warp
+from pelagia.core.image import letterbox, normalise, planes, to_rgb, warp
 from pelagia.core.types import Float
 from pelagia.core.warp import stretch
 from pelagia.errors import OptionError
@@ -257,6 +257,18 @@ def test_normalise_equals_its_formula(dtype: Any, channels: int) -> None:
         plane = image[..., channel % channels].astype(float)
         expected = (np.clip((plane - window.low) / (window.high - window.low), 0, 1) - window.mean[channel]) / window.std[channel]
         np.testing.assert_allclose(found[channel], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_planes_are_the_normalised_images_to_the_bit(dtype: Any, channels: int) -> None:
+    images = [noise(7, 9, channels, dtype=dtype), noise(9, 7, channels, dtype=dtype).swapaxes(0, 1)]
+    top = float(np.iinfo(dtype).max)
+    window = Normalisation(low=0.1 * top, high=0.8 * top, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    found = planes(images, window)
+    assert found.flags.c_contiguous
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.stack([normalise(image, window) for image in images]))
 
 
 def test_normalise_refuses_an_empty_window() -> None:

@@ -20,6 +20,7 @@ Raw outputs, A cells over all grids, row by row, finest grid first:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,10 @@ def anchors(input_size: tuple[int, int], strides: Sequence[int] = STRIDES) -> tu
     return np.concatenate(centres), np.concatenate(sizes)
 
 
+#: The last few sizes are remembered: laying the cells out takes as long as the rest of decoding an image with few objects.
+_anchors = lru_cache(maxsize=8)(anchors)
+
+
 def decode_grids(
     outputs: Mapping[str, NDArray[Any]], frames: Sequence[Frame], card: ModelCard, options: DecodeOptions
 ) -> list[Instances]:
@@ -98,7 +103,7 @@ def decode_grids(
     Raises:
         ModelError: an output is missing, has another shape than the card asks for, or holds NaN.
     """
-    centres, strides = anchors(card.input_size)
+    centres, strides = _anchors(card.input_size)
     given = outputs.get("cells")
     _check(outputs, len(frames), len(centres) if given is None else given.shape[1], card)
     boxes, scores = outputs["boxes"], outputs["scores"]

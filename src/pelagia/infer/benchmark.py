@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from pelagia.core.image import normalise, read
+from pelagia.core.image import read
 from pelagia.decode import decode
 from pelagia.errors import ImageError, OptionError
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_files
-from pelagia.infer.runtimes import PixelRuntime, Runtime, lanes, runtime_name
+from pelagia.infer.runtimes import PixelRuntime, Runtime, lanes, prepared, runtime_name
 from pelagia.infer.views import fit
 
 __all__ = ["Timing", "measure"]
@@ -101,7 +101,7 @@ def _parts(
         if getattr(runtime, "takes_pixels", False):
             network = partial(cast(PixelRuntime, runtime).run_pixels, images, decoding)
         else:
-            network = partial(runtime.run, np.stack([normalise(image, card.normalisation) for image in images]))
+            network = partial(runtime.run, prepared(runtime, images))
         marks.append(time.perf_counter())
         outputs = network()
         marks.append(time.perf_counter())

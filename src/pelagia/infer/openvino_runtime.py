@@ -1,13 +1,18 @@
 """An exported file run by OpenVINO: the same .onnx that ONNX Runtime takes, or OpenVINO's own .xml with its .bin.
 
 The optional package is imported when the first file is opened.
+
+Images of 8 bits go in as they are stored: the graph that is compiled begins with their normalisation and the change from channels
+last to channels first. The file's own input of normalised floats is compiled when it is first used (images of 16 bits,
+comparisons). Raw outputs are written by OpenVINO into the arrays that are returned.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
@@ -15,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
+from pelagia.core.image import Pixels, planes, to_rgb
 from pelagia.core.lazy import resolve
 from pelagia.errors import CheckpointError, ModelError, OptionError
 from pelagia.infer.foreign_onnx import foreign_card, foreign_outputs
@@ -51,7 +57,7 @@ class OpenVinoRuntime:
                 raise CheckpointError("there is no such file", where=file)
         self._path = str(path)
         self._threads = threads or cpu_count()
-        self._core = openvino.Core()
+        self._core, self._tensor = openvino.Core(), openvino.Tensor
         self._device = "CPU" if device in ("auto", "cpu") else device.upper()
         if self._device not in self._core.available_devices:
             known = ", ".join(self._core.available_devices).lower()
@@ -75,10 +81,18 @@ class OpenVinoRuntime:
         self._batch = self._check_input()
         self._outputs = [output.any_name for output in self._model.outputs]
         self._fix_shapes()
-        self._alone = self._compile(1)
-        self._streams: Any = None
-        self._lock = Lock()  # a request takes one image at a time; lanes have their own
-        self._requests: tuple[list[Any], list[Any]] = ([self._alone.create_infer_request()], [])
+        static = all(output.partial_shape.is_static for output in self._model.outputs)
+        self._answers = [(tuple(item.shape), item.element_type.to_dtype()) for item in self._model.outputs] if static else []
+        window = self._card.normalisation
+        # Nothing is clipped; and no mean is subtracted, which in bfloat16 would be rounded to three digits.
+        shifted = any(window.low + (window.high - window.low) * mean != 0 for mean in window.mean)
+        clipped = window.low > 0 or window.high < 255 or min(window.std) <= 0
+        self._takes_pixels = not clipped and not (shifted and precision == "bfloat16")
+        self._compiled: dict[tuple[int, bool], Any] = {}
+        self._compiling = Lock()
+        self._network(1, self._takes_pixels)
+        self._requests: dict[tuple[int, bool], list[Any]] = {}
+        self._running = Lock()  # a request takes one image at a time; lanes have their own
 
     @property
     def card(self) -> ModelCard:
@@ -90,18 +104,20 @@ class OpenVinoRuntime:
         """See `runtime_name`."""
         return f"openvino {self._version} ({self._device.lower()}, {self._precision})"
 
+    def prepare(self, images: Sequence[Pixels]) -> NDArray[Any]:
+        """See `prepared`: bytes [B, H, W, 3] as they are, which the network normalises if it can (`_takes_pixels`)."""
+        if not self._takes_pixels or any(image.dtype != np.uint8 for image in images):
+            return planes(images, self._card.normalisation)
+        each = [to_rgb(image) for image in images]
+        return each[0][None] if len(each) == 1 else np.stack(each)
+
     def lanes(self) -> tuple[Runtime, ...]:
-        """See `lanes`: one stream of OpenVINO each; the first call compiles the network for them."""
-        return tuple(_Lane(self, request) for request in self._new_requests())
+        """See `lanes`: one stream of OpenVINO each; the network is compiled for them when the first of them runs."""
+        return tuple(_Lane(self) for _ in range(self._streams()))
 
-    def _new_requests(self) -> list[Any]:
-        count = lane_count(self._threads) if self._device == "CPU" else 2
-        if self._streams is None:
-            self._streams = self._alone if count == 1 else self._compile(count)
-        return [self._streams.create_infer_request() for _ in range(count)]
-
-    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
-        """Raw outputs for images [B, 3, H, W]: one image by all cores, several one on each stream.
+    def run(self, images: NDArray[Any], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+        """Raw outputs for normalised images [B, 3, H, W] or bytes [B, H, W, 3] (`prepare`); one image by all cores, several one
+        on each stream.
 
         A file exported for a fixed batch is run in pieces of it. `valid` [B, 2], by default all of the images, is for graphs that
         have this input; others look at all.
@@ -109,51 +125,77 @@ class OpenVinoRuntime:
         Raises:
             ModelError: the images do not have the size of the card, or OpenVINO fails on them.
         """
-        one, several = self._requests
-        with self._lock:
-            if len(images) > 1 and not several:
-                several += self._new_requests()
-            return self.run_requests(several if len(images) > 1 else one, images, valid)
+        streams, pixels = 1 if len(images) <= 1 else self._streams(), images.dtype == np.uint8
+        with self._running:
+            if (streams, pixels) not in self._requests:
+                self._requests[streams, pixels] = [self.new_request(pixels, streams) for _ in range(streams)]
+            return self.run_requests(self._requests[streams, pixels], images, valid)
+
+    def new_request(self, pixels: bool, streams: int = 0) -> Any:
+        """An inference request for bytes or for floats, of the network compiled for so many streams, 0 for those of the lanes."""
+        return self._network(streams or self._streams(), pixels and self._takes_pixels).create_infer_request()
 
     def run_requests(
-        self, requests: Sequence[Any], images: NDArray[np.float32], valid: NDArray[np.int64] | None = None
+        self, requests: Sequence[Any], images: NDArray[Any], valid: NDArray[np.int64] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Raw outputs by these inference requests, each given the next piece as soon as it is free."""
-        images = check_images(images, self._card, self._path)
-        step = self._batch or 1
-        sizes = check_valid(valid, images, len(images) + step)
-        parts: dict[int, list[NDArray[Any]]] = {}
-        free: SimpleQueue[tuple[Any, int]] = SimpleQueue()
-        for request in requests:
-            free.put((request, -1))
+        """Raw outputs by these inference requests, each given the next piece when its turn comes."""
+        images = self._checked(images)
+        count, step = len(images), self._batch or 1
+        if missing := -count % step:
+            images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), dtype=images.dtype)])
+        given = [images, check_valid(valid, self._card, len(images))][: 2 if self._padded else 1]
+        found = [np.empty((len(images), *shape[1:]), dtype) for shape, dtype in self._answers]
+        copied: list[list[NDArray[Any]]] = []
+        waiting: deque[Any] = deque()
+
+        def next_free() -> Any:
+            request = waiting.popleft()
+            request.wait()
+            if not found:  # sizes are known only now, and the request's memory is written again by its next image
+                copied.append([np.array(request.get_output_tensor(i).data) for i in range(len(self._outputs))])
+            return request
+
         try:
             for start in range(0, len(images), step):
-                request, before = free.get()
-                if before >= 0:
-                    parts[before] = self._finished(request, len(images) - before)
-                piece = images[start : start + step]
-                if len(piece) < step:
-                    piece = np.concatenate([piece, np.zeros((step - len(piece), *images.shape[1:]), dtype=np.float32)])
-                given = {0: piece, **({1: sizes[start : start + step]} if self._padded else {})}
-                request.start_async(given, share_inputs=True)
-                free.put((request, start))
-            while not free.empty():
-                request, before = free.get()
-                if before >= 0:
-                    parts[before] = self._finished(request, len(images) - before)
+                request = requests[len(waiting)] if len(waiting) < len(requests) else next_free()
+                for place, array in enumerate(given):
+                    request.set_input_tensor(place, self._tensor(array[start : start + step], shared_memory=True))
+                for place, array in enumerate(found):
+                    request.set_output_tensor(place, self._tensor(array[start : start + step], shared_memory=True))
+                request.start_async()
+                waiting.append(request)
+            while waiting:
+                next_free()
         except RuntimeError as error:
             raise ModelError(f"OpenVINO failed: {_last_line(error)}", where=self._path) from error
-        whole = [parts[start] for start in sorted(parts)]
-        joined = whole[0] if len(whole) == 1 else [np.concatenate(column) for column in zip(*whole, strict=True)]
-        found = dict(zip(self._outputs, joined, strict=True))
-        return foreign_outputs(found, self._card) if self._foreign else found
+        finally:
+            for request in waiting:  # after an error: they still write into arrays that are about to go
+                with contextlib.suppress(RuntimeError):
+                    request.wait()
+        whole = found or [np.concatenate(column) for column in zip(*copied, strict=True)]
+        named = {name: value[:count] for name, value in zip(self._outputs, whole, strict=True)}
+        return foreign_outputs(named, self._card) if self._foreign else named
 
-    def _finished(self, request: Any, most: int) -> list[NDArray[Any]]:
-        request.wait()
-        # The request's memory is written again by its next image.
-        return [np.array(request.get_output_tensor(i).data[:most]) for i in range(len(self._outputs))]
+    def _checked(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Floats as `check_images` has them, or bytes in one piece of memory."""
+        if images.dtype != np.uint8 or not self._takes_pixels:
+            return check_images(images, self._card, self._path)
+        expected = (*self._card.input_size, 3)
+        if images.ndim != 4 or len(images) == 0 or images.shape[1:] != expected:
+            raise ModelError(f"images have shape {list(images.shape)}, expected [B, {str(list(expected))[1:]}", where=self._path)
+        return np.ascontiguousarray(images)
 
-    def _compile(self, streams: int) -> Any:
+    def _streams(self) -> int:
+        return lane_count(self._threads) if self._device == "CPU" else 2
+
+    def _network(self, streams: int, pixels: bool) -> Any:
+        """The network compiled for bytes or for floats, once."""
+        with self._compiling:
+            if (streams, pixels) not in self._compiled:
+                self._compiled[streams, pixels] = self._compile(streams, self._normalising() if pixels else self._model)
+            return self._compiled[streams, pixels]
+
+    def _compile(self, streams: int, model: Any) -> Any:
         settings: dict[str, Any] = {"NUM_STREAMS": streams}
         if self._device == "CPU":
             settings |= {
@@ -162,9 +204,27 @@ class OpenVinoRuntime:
                 "ENABLE_CPU_PINNING": False,  # several processes on one machine would all be pinned to its first cores
             }
         try:
-            return self._core.compile_model(self._model, self._device, settings)
+            return self._core.compile_model(model, self._device, settings)
         except RuntimeError as error:
             raise CheckpointError(f"OpenVINO cannot run this file: {_last_line(error)}", where=self._path) from error
+
+    def _normalising(self) -> Any:
+        """The graph behind an input of bytes [B, H, W, 3]: (v - a) / b with a = low + mean (high - low), b = std (high - low)."""
+        openvino, window = resolve("openvino", purpose="run a model with OpenVINO"), self._card.normalisation
+        ops, span = openvino.opset13, window.high - window.low
+        model = self._model.clone()
+        known = model.inputs[0].get_node()
+        batch, _, height, width = known.get_partial_shape()
+        pixels = ops.parameter(openvino.PartialShape([batch, height, width, 3]), openvino.Type.u8)
+        values = ops.transpose(ops.convert(pixels, "f32"), np.array([0, 3, 1, 2]))
+        shifts, factors = _planes(window.low + span * np.array(window.mean)), _planes(1 / (span * np.array(window.std)))
+        if shifts.any():
+            values = ops.subtract(values, shifts)
+        # OpenVINO puts a factor that stands before a convolution into its weights; a divisor it would round in bfloat16.
+        known.output(0).replace(ops.multiply(values, factors).output(0))
+        model.replace_parameter(0, pixels)
+        model.validate_nodes_and_infer_types()
+        return model
 
     def _fix_shapes(self) -> None:
         """State the sizes of free inputs: a request takes one image, and OpenVINO is a tenth faster when it knows its memory.
@@ -199,17 +259,25 @@ class OpenVinoRuntime:
 
 
 class _Lane:
-    """One inference request, for one thread at a time."""
+    """The inference requests of one stream, for one thread at a time."""
 
-    def __init__(self, owner: OpenVinoRuntime, request: Any) -> None:
-        self._owner, self._request = owner, request
+    def __init__(self, owner: OpenVinoRuntime) -> None:
+        self._owner = owner
+        self._requests: dict[bool, Any] = {}
 
     @property
     def card(self) -> ModelCard:
         return self._owner.card
 
-    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
-        return self._owner.run_requests([self._request], images, valid)
+    def run(self, images: NDArray[Any], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+        pixels = images.dtype == np.uint8
+        if pixels not in self._requests:
+            self._requests[pixels] = self._owner.new_request(pixels)
+        return self._owner.run_requests([self._requests[pixels]], images, valid)
+
+
+def _planes(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    return values.astype(np.float32).reshape(1, 3, 1, 1)
 
 
 def _metadata(model: Any) -> dict[str, str]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
+from pelagia.core.image import Pixels, normalise, planes
 from pelagia.core.lazy import resolve
 from pelagia.decode import DecodeOptions
 from pelagia.errors import CheckpointError, ModelError, OptionError
@@ -44,6 +45,7 @@ __all__ = [
     "cpu_count",
     "lane_count",
     "lanes",
+    "prepared",
     "runtime_name",
 ]
 
@@ -132,6 +134,22 @@ def runtime_name(runtime: Runtime) -> str:
     return str(getattr(runtime, "name", type(runtime).__name__))
 
 
+def prepared(runtime: Runtime, images: Sequence[Pixels]) -> NDArray[Any]:
+    """What `runtime.run` takes for B images [H, W, 1 or 3] of stored intensities, of the network's size: normalised as the card
+    says, [B, 3, H, W], the channels last in memory.
+
+    A runtime with a method `prepare` says itself what it takes: the same numbers in another order in memory, or, where its
+    network normalises, the intensities. Any number of threads may prepare at a time.
+
+    Raises:
+        OptionError: the card's normalisation cannot be used.
+    """
+    if hasattr(runtime, "prepare"):
+        return cast(NDArray[Any], runtime.prepare(images))
+    each = [normalise(image, runtime.card.normalisation) for image in images]
+    return each[0][None] if len(each) == 1 else np.stack(each)
+
+
 def lanes(runtime: Runtime) -> tuple[Runtime, ...]:
     """The same network for several threads: each of them may be run by one thread at a time, all of them together use all cores.
 
@@ -151,7 +169,7 @@ class Shared:
     """
 
     def __init__(self, runtime: Runtime) -> None:
-        self._card = runtime.card
+        self._card, self._runtime = runtime.card, runtime
         self._free: SimpleQueue[Runtime] = SimpleQueue()
         offered = lanes(runtime)
         self.count = len(offered)
@@ -165,7 +183,11 @@ class Shared:
         """What the network is."""
         return self._card
 
-    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
+    def prepare(self, images: Sequence[Pixels]) -> NDArray[Any]:
+        """See `prepared`."""
+        return prepared(self._runtime, images)
+
+    def run(self, images: NDArray[Any], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
         """As `Runtime.run` or, with `valid`, `PaddedRuntime.run`, on the next free lane."""
         lane = self._free.get()
         try:
@@ -196,9 +218,9 @@ def check_images(images: NDArray[np.float32], card: ModelCard, where: str) -> ND
     return np.ascontiguousarray(images, dtype=np.float32)
 
 
-def check_valid(valid: NDArray[np.int64] | None, images: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+def check_valid(valid: NDArray[np.int64] | None, card: ModelCard, count: int) -> NDArray[np.int64]:
     """[count, 2] sizes of what is image, all of it where nothing is said; the last one again for images that fill up a batch."""
-    sizes = np.tile(np.array(images.shape[2:]), (len(images), 1)) if valid is None else valid
+    sizes = np.tile(np.array(card.input_size), (count, 1)) if valid is None else valid
     return np.concatenate([sizes, sizes[-1:].repeat(count - len(sizes), 0)]).astype(np.int64)
 
 
@@ -257,6 +279,10 @@ class OnnxRuntime:
             self._lanes = tuple(_OnnxLane(self, session) for session in sessions)
         return self._lanes
 
+    def prepare(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
+        """See `prepared`: the columns last in memory."""
+        return planes(images, self._card.normalisation)
+
     def run(self, images: NDArray[np.float32], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
         """Raw outputs for images [B, 3, H, W]; one image by all cores, several one on each core.
 
@@ -281,9 +307,10 @@ class OnnxRuntime:
         """Raw outputs by one session: image by image on a CPU, all at once on a GPU."""
         images = check_images(images, self._card, self._path)
         step = self._batch or (1 if self._on_cpu else len(images))
-        sizes = check_valid(valid, images, len(images))
+        sizes = check_valid(valid, self._card, len(images))
         parts = [self._run(session, images[at : at + step], sizes[at : at + step], step) for at in range(0, len(images), step)]
-        found = {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(self._outputs)}
+        whole = parts[0] if len(parts) == 1 else [np.concatenate(column) for column in zip(*parts, strict=True)]
+        found = dict(zip(self._outputs, whole, strict=True))
         return foreign_outputs(found, self._card) if self._foreign else found
 
     def _open(self, threads: int) -> Any:
@@ -299,7 +326,7 @@ class OnnxRuntime:
         count = len(images)
         if self._batch and count < batch:
             images = np.concatenate([images, np.zeros((batch - count, *images.shape[1:]), dtype=np.float32)])
-        given = {self._input: images, **({VALID: check_valid(valid, images, len(images))} if self._padded else {})}
+        given = {self._input: images, **({VALID: check_valid(valid, self._card, len(images))} if self._padded else {})}
         try:
             outputs: list[NDArray[Any]] = session.run(self._outputs, given)
         except _errors() as error:

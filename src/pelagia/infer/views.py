@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from pelagia.core.ahead import ahead, side_by_side
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
-from pelagia.core.image import normalise
 from pelagia.core.padding import covered, to_corner
 from pelagia.core.scan import Scan
 from pelagia.core.types import Instances, Prediction
@@ -30,7 +29,7 @@ from pelagia.data.augment import FILL
 from pelagia.decode import DecodeOptions, decode
 from pelagia.errors import ModelError
 from pelagia.infer.options import PredictOptions
-from pelagia.infer.runtimes import PaddedRuntime, PixelRuntime, Runtime, Shared
+from pelagia.infer.runtimes import PaddedRuntime, PixelRuntime, Runtime, Shared, prepared
 from pelagia.infer.tiles import Tile, lay_tiles
 
 __all__ = [
@@ -177,8 +176,7 @@ def _outputs(
     """What the network answers; a device of its own gets the images as they are stored."""
     if getattr(runtime, "takes_pixels", False):
         return cast(PixelRuntime, runtime).run_pixels(images, options, valid)
-    shown = [normalise(image, runtime.card.normalisation) for image in images]
-    batch = shown[0][None] if len(shown) == 1 else np.stack(shown)
+    batch = prepared(runtime, images)
     return runtime.run(batch) if valid is None else cast(PaddedRuntime, runtime).run(batch, valid)
 
 
