@@ -12,25 +12,28 @@ import numpy as np
 import onnx
 import openvino
 import pytest
+import torch
 
+from foreign_onnx_files import properties, write_foreign
 from pelagia.api import Predictor, load, open_dataset
 from pelagia.cli import main as cli_main
 from pelagia.core.card import ModelCard
 from pelagia.core.image import write
 from pelagia.core.types import Instances
 from pelagia.data.dataset import Dataset
-from pelagia.data.synthetic import draw_image
+from pelagia.data.synthetic import draw_image, draw_survey, open_survey
 from pelagia.errors import ExportError, OptionError
 from pelagia.export import int8 as int8_module
+from pelagia.export import int8_graph
 from pelagia.export.int8 import FileKind, calibration_inputs, export_int8
 from pelagia.export.onnx import TOLERANCE, export_onnx
 from pelagia.export.openvino import export_openvino
 from pelagia.infer.openvino_runtime import OpenVinoRuntime
 from pelagia.infer.runtimes import OnnxRuntime
-from pelagia.models import checkpoint
+from pelagia.models import checkpoint, registry
 from pelagia.models.model import Model
 from pelagia.models.runtime import TorchRuntime
-from test_export import scrambled
+from test_export import scrambled, two_stage
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +137,7 @@ def test_too_great_a_loss_is_refused_after_the_last_layers_were_tried_in_float(
     path = tmp_path / ("m.onnx" if kind == "onnx" else "m.xml")
     heads: list[bool] = []
     scores = iter([0.9, 0.6, 0.85])
-    monkeypatch.setattr(int8_module, "_score", lambda result: ("AP", next(scores)))
+    monkeypatch.setattr(int8_module, "score_of", lambda result: ("AP", next(scores)))
     right = int8_module._quantize
 
     def watched(*args: Any, float_head: bool) -> Any:
@@ -151,11 +154,53 @@ def test_too_great_a_loss_is_refused_after_the_last_layers_were_tried_in_float(
 
 
 def test_the_last_layers_are_those_before_the_outputs(source: Path) -> None:
-    graph = onnx.load(source)
-    last = int8_module._last_onnx(graph)
-    kinds = {node.name: node.op_type for node in graph.graph.node}
-    assert sum(kinds[name] == "Conv" for name in last) == 6  # a box and a class layer for each of three grids
-    assert sum(kind == "Conv" for kind in kinds.values()) > 40
+    layers, ends = int8_graph.layers_of_onnx(onnx.load(source))
+    last = int8_graph.before_outputs(layers, ends)
+    assert sum(layers[name].kind == "Conv" for name in last) == 6  # a box and a class layer for each of three grids
+    assert sum(layer.kind == "Conv" for layer in layers.values()) > 40
+    layers, ends = int8_graph.layers_of_openvino(openvino.Core().read_model(str(source)))
+    last = int8_graph.before_outputs(layers, ends)
+    assert sum(layers[name].kind == "Convolution" for name in last) == 6
+    assert sum(layer.kind in ("Convolution", "GroupConvolution") for layer in layers.values()) > 40
+
+
+def test_what_picks_boxes_between_two_weighted_layers_stays_in_float() -> None:
+    kinds = {
+        "first": "Conv",
+        "relu": "Relu",
+        "second": "Conv",
+        "shift": "Add",
+        "best": "TopK",
+        "pool": "RoiAlign",
+        "head": "Gemm",
+    }
+    inputs = {"relu": ["first"], "second": ["relu"], "shift": ["second", ""], "best": ["shift"], "pool": ["relu", "best"]}
+    inputs |= {"head": ["pool"], "first": [""]}
+    layers = {name: int8_graph.Layer(kind, tuple(inputs[name])) for name, kind in kinds.items()}
+    assert int8_graph.between(layers) == {"relu"}
+    assert int8_graph.before_outputs(layers, ["head", "shift"]) == {"head", "shift", "second"}
+
+
+def test_layers_between_are_those_with_a_way_to_a_weighted_one() -> None:
+    """Against the definition: search forward from each operator."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        count = int(rng.integers(2, 16))
+        kinds = rng.choice(["Conv", "Relu", "Add", "TopK", "Resize"], count).tolist()
+        layers = {
+            str(i): int8_graph.Layer(kind, tuple(str(j) if j >= 0 else "" for j in rng.integers(-1, max(i, 1), 2) if j < i))
+            for i, kind in enumerate(kinds)
+        }
+
+        def leads(name: str, layers: dict[str, int8_graph.Layer] = layers) -> bool:
+            for user, layer in layers.items():
+                taken = layer.inputs[:1] if layer.kind in ("Relu", "Resize") else layer.inputs
+                if name in taken and (layer.kind == "Conv" or (layer.kind != "TopK" and leads(user))):
+                    return True
+            return False
+
+        expected = {name for name, layer in layers.items() if layer.kind not in ("Conv", "TopK") and leads(name)}
+        assert int8_graph.between(layers) == expected
 
 
 def test_silu_is_one_operator_before_quantization(source: Path) -> None:
@@ -163,7 +208,7 @@ def test_silu_is_one_operator_before_quantization(source: Path) -> None:
     graph = core.read_model(str(source))
     sigmoids = sum(node.get_type_name() == "Sigmoid" for node in graph.get_ops())
     plain, joined = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), core.read_model(str(source))
-    assert int8_module._join_silu(joined, openvino) == sigmoids > 40
+    assert int8_graph.join_silu(joined, openvino) == sigmoids > 40
     assert not any(node.get_type_name() == "Sigmoid" for node in joined.get_ops())
     images = np.random.default_rng(0).normal(0, 1, (2, 3, 64, 96)).astype(np.float32)
     found = core.compile_model(joined, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)
@@ -176,23 +221,131 @@ def test_without_a_score_nothing_is_measured(
 ) -> None:
     with pytest.raises(OptionError, match="max_drop"):
         export_int8(source, tmp_path / "m.onnx", dataset, max_drop=2.0)
-    monkeypatch.setattr(int8_module, "_score", lambda result: ("AP", float("nan")))
+    monkeypatch.setattr(int8_module, "score_of", lambda result: ("AP", float("nan")))
     with pytest.raises(ExportError, match="has no AP"):
         export_int8(source, tmp_path / "m.onnx", dataset, show=False)
 
 
-def test_calibration_sees_what_prediction_sees(model: Model, dataset: Dataset, tmp_path: Path) -> None:
-    inputs = list(calibration_inputs(dataset, model.card, 4))
-    assert len(inputs) == 4
-    assert all(item.keys() == {"images"} for item in inputs)
-    assert all(item["images"].shape == (1, 3, *model.card.input_size) for item in inputs)
-    assert all(item["images"].dtype == np.float32 for item in inputs)
+class _Watched:
+    """Notes what a model is given."""
+
+    def __init__(self, model: Model) -> None:
+        self._runtime, self.card, self.seen = TorchRuntime(model), model.card, list[tuple[Any, ...]]()
+
+    def run(self, images: Any, *valid: Any) -> dict[str, Any]:
+        self.seen.append((images.copy(), *valid))
+        return self._runtime.run(images, *valid)
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "faster-rcnn"])
+def test_calibration_sees_what_prediction_sees(name: str, model: Model, dataset: Dataset, tmp_path: Path) -> None:
+    """Also which part of the input is image, for the models that are told; a large image is seen in four of its tiles."""
+    network = model if name == "yolo11n" else two_stage(name, "detect")
+    watched = _Watched(network)
+    for path in dataset.image_paths:
+        Predictor(watched).predict(path)
+    inputs = calibration_inputs(dataset, TorchRuntime(network), 4)
+    assert len(inputs) == len(watched.seen) == 4
+    for given, seen in zip(inputs, watched.seen, strict=True):
+        assert list(given) == (["images", "valid"] if network.card.masks_padding else ["images"])
+        for value, wanted in zip(given.values(), seen, strict=True):
+            np.testing.assert_array_equal(value, wanted)
     write(tmp_path / "large.png", draw_image(np.random.default_rng(0), 700, 500).image)
     images = [{"id": 1, "file_name": "large.png", "width": 700, "height": 500}]
     boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}]
     content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}
     (tmp_path / "labels.json").write_text(json.dumps(content))
-    assert len(list(calibration_inputs(open_dataset(tmp_path / "labels.json", task="detect"), model.card, 128))) == 4
+    large = open_dataset(tmp_path / "labels.json", task="detect")
+    assert len(calibration_inputs(large, TorchRuntime(network), 128)) == 4
+    assert len(calibration_inputs(large, TorchRuntime(network), 3)) == 3
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_8_bit_outputs_stay_near_the_float_ones_and_repeat(
+    kind: FileKind, source: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    ending = ".onnx" if kind == "onnx" else ".xml"
+    for turn in ("first", "second"):
+        export_int8(source, tmp_path / turn / f"m{ending}", dataset, kind, max_drop=1.0, show=False)
+    for path in (tmp_path / "first").iterdir():
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
+    floats, runtime = OnnxRuntime(source), int8_module._open(tmp_path / "first" / f"m{ending}", kind)
+    for given in calibration_inputs(dataset, floats, 4):
+        found = runtime.run(given["images"])
+        for name, value in floats.run(given["images"]).items():
+            error = np.linalg.norm(found[name] - value) / np.linalg.norm(value - value.mean())
+            assert 1e-4 < error < 0.2, (name, error)
+
+
+def test_depthwise_layers_have_a_scale_a_channel(source: Path, dataset: Dataset, tmp_path: Path) -> None:
+    """Or OpenVINO computes them in float."""
+    export_int8(source, tmp_path / "m.xml", dataset, "openvino", max_drop=1.0, show=False)
+    nodes = openvino.Core().read_model(tmp_path / "m.xml").get_ops()
+    depthwise = [node for node in nodes if node.get_type_name() == "GroupConvolution"]
+    assert len(depthwise) == 7  # two for each grid's classes, one in the attention
+    for node in depthwise:
+        scaled = node.input_value(1).get_node()
+        assert scaled.get_type_name() == "Multiply"
+        assert scaled.input_value(0).get_node().input_value(0).get_element_type().get_type_name() == "i8"
+        groups = node.input_value(1).get_shape()[0]
+        assert list(scaled.input_value(1).get_shape()) == [groups, 1, 1, 1, 1]
+
+
+def test_what_cannot_be_made_8_bit_is_refused(
+    source: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = write_foreign(tmp_path / "foreign.onnx", properties())
+    with pytest.raises(ExportError, match="of `pelagia export`"):
+        export_int8(foreign, tmp_path / "m.onnx", dataset, show=False)
+    with pytest.raises(OptionError, match=r"ends with .xml"):
+        export_int8(source, tmp_path / "m.onnx", dataset, "openvino", show=False)
+    export_int8(source, tmp_path / "m.onnx", dataset, max_drop=1.0, show=False)
+    with pytest.raises(ExportError, match="8-bit layers already"):
+        export_int8(tmp_path / "m.onnx", tmp_path / "again.onnx", dataset, max_drop=1.0, show=False)
+    monkeypatch.setattr(int8_module, "score_of", lambda result: ("AP", 0.01))
+    with pytest.raises(ExportError, match=r"the model has AP 0.0100 on these 4 images"):
+        export_int8(source, tmp_path / "again.onnx", dataset, show=False)
+    assert not (tmp_path / "again.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("yolo11n", "oriented"),
+        ("yolo11n", "instance"),
+        ("yolo11n", "keypoints"),
+        ("faster-rcnn", "detect"),
+        ("mask-rcnn", "instance"),
+        ("detr-r50", "detect"),
+        ("unet-timm", "semantic"),
+        ("mask2former-r50", "panoptic"),
+    ],
+)
+def test_every_task_is_written(name: str, task: Any, kind: FileKind, tmp_path: Path) -> None:
+    """The networks are random and find nothing; the file opens, says what it is, and answers within reach of the float one."""
+    size = registry.entry(name).tiny_input
+    draw_survey(tmp_path, 2, 0, width=128, height=96)
+    data = open_survey(tmp_path, task)
+    torch.manual_seed(0)
+    model = registry.create(name, data.categories, task, input_size=size, options=registry.entry(name).tiny).eval()
+    source = export_onnx(model, tmp_path / "float.onnx").path
+    path = tmp_path / ("m.onnx" if kind == "onnx" else "m.xml")
+    if kind == "openvino" and name in ("faster-rcnn", "mask-rcnn", "mask2former-r50"):
+        with pytest.raises(ExportError, match="cannot measure the ranges"):
+            export_int8(source, path, data, kind, max_drop=1.0, show=False)
+        assert not path.exists()
+        return
+    report = export_int8(source, path, data, kind, max_drop=1.0, show=False)
+    assert report.score == {"semantic": "mIoU", "panoptic": "PQ"}.get(task, "AP")
+    runtime = int8_module._open(path, kind)
+    assert "int8" in runtime.card.manifest
+    given = calibration_inputs(data, runtime, 1)[0]
+    wanted = int8_module._run(int8_module._open(source, kind), given)
+    for key, value in int8_module._run(runtime, given).items():
+        assert value.shape == wanted[key].shape
+        assert np.isfinite(value).all()
 
 
 def test_the_command_writes_both_kinds(model: Model, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,9 +118,15 @@ def _export_int8(
         print_json(report.to_dict())
         return 0
     head = "the last layers in float" if report.float_head else "all layers in 8 bits"
-    print(table(["file", report.score], [["float", f"{report.before:.4f}"], ["int8", f"{report.after:.4f}"]]))
+    rows = [
+        ["float", f"{report.before:.4f}", f"{report.before_ms:.1f}"],
+        ["int8", f"{report.after:.4f}", f"{report.after_ms:.1f}"],
+    ]
+    print(table(["file", report.score, "network ms"], rows))
     print(
         f"\n{report.score} on {report.images} images falls by {report.drop:.4f} (limit {options.max_ap_drop:g}), {head}, "
-        f"calibrated on {report.calibration} inputs: {report.path} ({report.size_bytes / 1e6:.1f} MB)"
+        f"calibrated on {report.calibration} inputs spread evenly over them: {report.path} ({report.size_bytes / 1e6:.1f} MB)"
     )
+    if report.after_ms >= report.before_ms:
+        print("It is not faster on this machine: measure with `pelagia benchmark` before you use it.")
     return 0

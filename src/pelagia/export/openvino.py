@@ -6,6 +6,7 @@ The graph is the one that goes into an ONNX file, read by OpenVINO; weights stay
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -60,6 +61,7 @@ def write_ir(graph: Any, path: str | Path, card: ModelCard, prove: Callable[[Pat
     target = Path(path)
     if target.suffix != ".xml":
         raise OptionError("OpenVINO's files end with .xml (the weights go into the .bin beside it)", where=target)
+    _name_by_place(graph)
     graph.set_rt_info(card.to_json(), [CARD_KEY])
     graph.set_rt_info(card.licence, ["license"])
     openvino = resolve("openvino", purpose="write a model for OpenVINO")
@@ -82,3 +84,11 @@ def write_ir(graph: Any, path: str | Path, card: ModelCard, prove: Callable[[Pat
         finally:
             weights.unlink(missing_ok=True)
     return size
+
+
+def _name_by_place(graph: Any) -> None:
+    """Number what nobody named by its place in the graph; OpenVINO counts all that the process ever made, in names such as
+    Reshape_635068, and two exports of one model would differ."""
+    for place, node in enumerate(graph.get_ordered_ops()):
+        if re.fullmatch(r"[A-Z][A-Za-z]*_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_{place}")
