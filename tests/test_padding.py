@@ -204,7 +204,7 @@ def test_8_bit_graphs_are_calibrated_on_what_is_image(kind: Any, tmp_path: Path)
     model = model_of("detr-r50", (64, 96))
     source = export_onnx(model, tmp_path / "m.onnx").path
     data = images_of(tmp_path / "data", [(140, 35), (30, 90), (96, 64)])
-    sizes = [item["valid"].tolist() for item in calibration_inputs(data, model.card, 9)]
+    sizes = [item["valid"].tolist() for item in calibration_inputs(data, TorchRuntime(model), 9)]
     assert sizes == [[[24, 96]], [[64, 22]], [[64, 96]]]
     path = tmp_path / ("8.onnx" if kind == "onnx" else "8.xml")
     report = export_int8(source, path, data, kind, max_drop=1.0, show=False)
