@@ -63,11 +63,23 @@ class Replayed:
         """A graph for images of this shape, in memory that all graphs share; None where the network cannot be recorded."""
         graph, still = torch.cuda.CUDAGraph(), images.clone()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream(images.device)
+        stream.wait_stream(torch.cuda.current_stream(images.device))
+        with torch.cuda.stream(stream):
+            self._network(still)  # what the libraries set up for each stream cannot be recorded either
         try:
             # Other threads may go on using the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 outputs = self._network(still)
         except RuntimeError:
             self._works = False
+            _end_recording(images.device)
             return None
         return _Recorded(graph, still, outputs)
+
+
+def _end_recording(device: torch.device) -> None:
+    """Give the device's generator of random numbers a state of its own again: a recording that failed leaves it in one that
+    refuses to be used outside of recordings."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    generator.graphsafe_set_state(generator.clone_state())

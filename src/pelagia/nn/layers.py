@@ -72,9 +72,9 @@ def _fold(block: ConvNormAct) -> None:
         (old.stride[0], old.stride[1]),
         padding=(int(old.padding[0]), int(old.padding[1])),
         groups=old.groups,
-        device=old.weight.device,
+        device="meta",  # no weights are drawn
         dtype=old.weight.dtype,
-    )
+    ).to_empty(device=old.weight.device)
     assert new.bias is not None
     new.weight.copy_(weight)
     new.bias.copy_(bias)
