@@ -92,7 +92,7 @@ def stretch(
     for a `matrix` that scales, mirrors and shifts only.
 
     Without a rotation the weights are those of a row times those of a column. They are rounded to 256ths: a pixel differs from
-    the definition by at most 3/2. With the compiled loop this takes a third of the time of the general warp; it is for training,
+    the definition by at most 3/2. The compiled loop takes half the time of the general warp; it is for training,
     which makes thousands, and not for a first prediction, which would wait for the compiler.
     """
     (scale_x, _, x), (_, scale_y, y) = matrix.tolist()

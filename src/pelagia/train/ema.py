@@ -29,10 +29,12 @@ class Average:
     @torch.no_grad()
     def update(self, model: Model, step: int) -> None:
         """Take in the weights after step `step`, counted from 1."""
-        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
-        floats = [(mine, new) for mine, new in pairs if mine.is_floating_point()]
+        # `keep_vars`: detaching a thousand tensors would take a fifth of the time.
+        mine, theirs = (part.state_dict(keep_vars=True).values() for part in (self.model, model))
+        pairs = list(zip(mine, theirs, strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
         # One kernel over all tensors where the device has it; torch.optim.swa_utils does the same.
-        torch._foreach_lerp_([mine for mine, _ in floats], [new for _, new in floats], 1 - self.decay_at(step))
-        for mine, new in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(new)
+        torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], 1 - self.decay_at(step))
+        for old, new in counts:
+            old.copy_(new)
