@@ -63,7 +63,7 @@ class Replayed:
         """A graph for images of this shape, in memory that all graphs share; None where the network cannot be recorded."""
         graph, still = torch.cuda.CUDAGraph(), images.clone()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream(images.device)
+        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(images.device))
         with torch.cuda.stream(stream):
             self._network(still)  # what the libraries set up for each stream cannot be recorded either
