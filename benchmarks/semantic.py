@@ -1,9 +1,9 @@
 """Claim: U-Net over resnet18 here segments at least as well as that of segmentation_models_pytorch, in no more time.
 
-    python benchmarks/semantic.py --data ../shared/data/em-membranes [--seeds 0 1 2] [--steps 300]
+    python benchmarks/semantic.py --data ../shared/data/em-membranes [--seeds 0 1 2] [--steps 300] [--folds 0 1 2 3 4 5]
 
-Both networks train from scratch on all but the last four images, on the very same windows of 256 pixels (drawn by Pelagia's
-augmentation), for the same number of steps of 8, with AdamW, the same rates and the same terms of loss. Pelagia trains by
+Both networks train from scratch on all but four images (by default the last four), on the very same windows of 256 pixels (drawn
+by Pelagia's augmentation), for the same number of steps of 8, with AdamW, the same rates and the same terms of loss. Pelagia trains by
 `pelagia.train`, whose time includes its run folder and its one validation; the peer in a plain loop over the batches alone. The
 images held out are answered at full size and scored by one function: the mean IoU of membrane and cell over all their pixels.
 The peer is installed by `benchmarks/requirements.txt`.
@@ -12,6 +12,7 @@ The peer is installed by `benchmarks/requirements.txt`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -62,6 +63,13 @@ def mean_iou(data: Dataset, answer: Callable[[NDArray[Any]], NDArray[Any]]) -> t
     return float(each.mean()), each.tolist()
 
 
+def fold_of(data: Dataset, number: int | None) -> tuple[Dataset, Dataset]:
+    """What is learnt and what is held out: `HELD_OUT` images in a row, the `number`-th such row, or the last for None."""
+    first = len(data) - HELD_OUT if number is None else number * HELD_OUT
+    held = np.arange(first, min(first + HELD_OUT, len(data)))
+    return data.subset(np.setdiff1d(np.arange(len(data)), held)), data.subset(held)
+
+
 def options_of(args: argparse.Namespace, seed: int, images: int) -> TrainOptions:
     """The options of both runs."""
     epochs = -(-args.steps // Plan(images, args.batch, seed).steps_per_epoch)
@@ -79,6 +87,7 @@ def options_of(args: argparse.Namespace, seed: int, images: int) -> TrainOptions
         patience=0,
         seed=seed,
         model_options=(f"loss={args.loss}",),
+        device=args.device,
     )
 
 
@@ -101,7 +110,8 @@ def run_pelagia(options: TrainOptions, data: Dataset, held: Dataset, folder: Pat
 def run_peer(options: TrainOptions, data: Dataset, held: Dataset, terms: list[str]) -> dict[str, Any]:
     """The peer with its own decoder and first weights, in its usual memory format."""
     torch.manual_seed(options.seed)
-    model = smp.Unet("resnet18", encoder_weights=None, classes=len(data.categories))
+    device = torch.device(options.device)
+    model = smp.Unet("resnet18", encoder_weights=None, classes=len(data.categories)).to(device)
     losses: dict[str, Callable[..., Any]] = {
         "ce": torch.nn.functional.cross_entropy,
         "dice": smp.losses.DiceLoss("multiclass"),
@@ -121,8 +131,9 @@ def run_peer(options: TrainOptions, data: Dataset, held: Dataset, terms: list[st
             group["lr"] = settings.lr * schedule.factor(step)
         batch = maker.batch(plan.step(step))
         assert batch.targets.semantic is not None
-        logits = model(to_network(batch.images, Normalisation(), torch.device("cpu")).contiguous())
-        loss = torch.stack([losses[name](logits, batch.targets.semantic) for name in terms]).sum()
+        truth = batch.targets.semantic.to(device)
+        logits = model(to_network(batch.images, Normalisation(), device).contiguous())
+        loss = torch.stack([losses[name](logits, truth) for name in terms]).sum()
         loss.backward()
         clip_gradients(model.parameters(), options.clip_norm)
         optimiser.step()
@@ -133,7 +144,7 @@ def run_peer(options: TrainOptions, data: Dataset, held: Dataset, terms: list[st
     def answer(image: NDArray[Any]) -> NDArray[Any]:
         stored = torch.from_numpy(np.repeat(image, 3 // image.shape[2], axis=2)).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            found: NDArray[Any] = model(to_network(stored, Normalisation(), torch.device("cpu"))).argmax(1)[0].numpy()
+            found: NDArray[Any] = model(to_network(stored, Normalisation(), device)).argmax(1)[0].cpu().numpy()
         return found
 
     score, each = mean_iou(held, answer)
@@ -145,26 +156,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with images and masks of two classes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folds", type=int, nargs="+", default=[None], help="which four images are held out, counted from 0")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--loss", default="ce+dice", help="terms of the loss of both, such as ce")
     parser.add_argument("--out", type=Path, help="folder for the runs and results.json; temporary if not given")
     args = parser.parse_args()
     data = pelagia.open_dataset(args.data, task="semantic")
-    count = len(data) - HELD_OUT
-    learnt, held = data.subset(np.arange(count)), data.subset(np.arange(count, len(data)))
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
         out.mkdir(parents=True, exist_ok=True)
         results: list[dict[str, Any]] = []
-        for seed in args.seeds:
-            options = options_of(args, seed, count)
-            ours = run_pelagia(options, learnt, held, out / f"pelagia-{seed}")
+        for fold, seed in itertools.product(args.folds, args.seeds):
+            learnt, held = fold_of(data, fold)
+            options = options_of(args, seed, len(learnt))
+            ours = run_pelagia(options, learnt, held, out / f"pelagia-{seed}{'' if fold is None else f'-fold-{fold}'}")
             theirs = run_peer(options, learnt, held, args.loss.split("+"))
-            results.append({"seed": seed, "pelagia": ours, "smp": theirs})
+            results.append({"fold": fold, "seed": seed, "pelagia": ours, "smp": theirs})
+            held_out = "last" if fold is None else fold
             for name, row in (("pelagia", ours), ("smp", theirs)):
                 classes = "  ".join(f"{c} {value:.4f}" for c, value in zip(data.class_names, row["each"], strict=True))
-                print(f"seed {seed}  {name:8s} mean IoU {row['miou']:.4f}  ({classes})  {row['seconds']:.0f} s", flush=True)
+                print(f"fold {held_out}  seed {seed}  {name:8s} mean IoU {row['miou']:.4f}  ({classes})  {row['seconds']:.0f} s", flush=True)
             (out / "results.json").write_text(json.dumps(results, indent=2))
     table = {name: np.array([[row[name]["miou"], row[name]["seconds"]] for row in results]) for name in ("pelagia", "smp")}
     for name, values in table.items():
