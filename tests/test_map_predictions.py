@@ -316,15 +316,17 @@ def test_a_missing_folder_of_png_is_named(tmp_path: Path) -> None:
     assert len(read_panoptic(path, tmp_path / "pan")) == 0
 
 
-@pytest.mark.parametrize("kind", ["palette", "grey", "alpha", "16 bits", "tiff"])
+@pytest.mark.parametrize("kind", ["palette", "grey", "alpha", "16 bits", "jpeg", "grey tiff"])
 def test_a_panoptic_map_must_be_rgb_of_8_bits(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "pan" / "a.png"
     found = read_panoptic(panoptic(tmp_path, [entry(1, "a.png")]))
     image = Image.fromarray(np.zeros((4, 5, 3), dtype=np.uint8))
     if kind == "16 bits":
         cv2.imwrite(str(path), np.zeros((4, 5, 3), dtype=np.uint16))
-    elif kind == "tiff":
-        image.save(path, format="TIFF")
+    elif kind == "jpeg":
+        image.save(path, format="JPEG")
+    elif kind == "grey tiff":
+        image.convert("L").save(path, format="TIFF")
     else:
         image.convert({"palette": "P", "grey": "L", "alpha": "RGBA"}[kind]).save(path)
     with pytest.raises(FormatError, match=r"a\.png: .*RGB with 8 bits"):

@@ -60,25 +60,13 @@ def _fold(block: ConvNormAct) -> None:
     norm = block.norm
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None or norm.running_mean is None:
         return
-    old = block.conv
+    conv = block.conv
     # In float64: the quotient of two float32 roundings would cost a digit in every layer.
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    weight = old.weight.double() * scale[:, None, None, None]
+    weight = conv.weight.double() * scale[:, None, None, None]
     bias = norm.bias.double() - norm.running_mean.double() * scale
-    new = nn.Conv2d(
-        old.in_channels,
-        old.out_channels,
-        (old.kernel_size[0], old.kernel_size[1]),
-        (old.stride[0], old.stride[1]),
-        padding=(int(old.padding[0]), int(old.padding[1])),
-        groups=old.groups,
-        device="meta",  # no weights are drawn
-        dtype=old.weight.dtype,
-    ).to_empty(device=old.weight.device)
-    assert new.bias is not None
-    new.weight.copy_(weight)
-    new.bias.copy_(bias)
-    block.conv, block.norm = new, nn.Identity()
+    conv.weight, conv.bias = nn.Parameter(weight.to(conv.weight.dtype)), nn.Parameter(bias.to(conv.weight.dtype))
+    block.norm = nn.Identity()
 
 
 @torch.no_grad()
