@@ -28,7 +28,7 @@ from pelagia.export import int8_graph
 from pelagia.export.int8 import FileKind, calibration_inputs, export_int8
 from pelagia.export.onnx import TOLERANCE, export_onnx
 from pelagia.export.openvino import export_openvino
-from pelagia.infer.openvino_runtime import OpenVinoRuntime
+from pelagia.infer.openvino_runtime import OpenVinoRuntime, openvino_core
 from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.models import checkpoint, registry
 from pelagia.models.model import Model
@@ -158,7 +158,7 @@ def test_the_last_layers_are_those_before_the_outputs(source: Path) -> None:
     last = int8_graph.before_outputs(layers, ends)
     assert sum(layers[name].kind == "Conv" for name in last) == 6  # a box and a class layer for each of three grids
     assert sum(layer.kind == "Conv" for layer in layers.values()) > 40
-    layers, ends = int8_graph.layers_of_openvino(openvino.Core().read_model(str(source)))
+    layers, ends = int8_graph.layers_of_openvino(openvino_core().read_model(str(source)))
     last = int8_graph.before_outputs(layers, ends)
     assert sum(layers[name].kind == "Convolution" for name in last) == 6
     assert sum(layer.kind in ("Convolution", "GroupConvolution") for layer in layers.values()) > 40
@@ -204,7 +204,7 @@ def test_layers_between_are_those_with_a_way_to_a_weighted_one() -> None:
 
 
 def test_silu_is_one_operator_before_quantization(source: Path) -> None:
-    core = openvino.Core()
+    core = openvino_core()
     graph = core.read_model(str(source))
     sigmoids = sum(node.get_type_name() == "Sigmoid" for node in graph.get_ops())
     plain, joined = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), core.read_model(str(source))
@@ -280,7 +280,7 @@ def test_8_bit_outputs_stay_near_the_float_ones_and_repeat(
 def test_depthwise_layers_have_a_scale_a_channel(source: Path, dataset: Dataset, tmp_path: Path) -> None:
     """Or OpenVINO computes them in float."""
     export_int8(source, tmp_path / "m.xml", dataset, "openvino", max_drop=1.0, show=False)
-    nodes = openvino.Core().read_model(tmp_path / "m.xml").get_ops()
+    nodes = openvino_core().read_model(tmp_path / "m.xml").get_ops()
     depthwise = [node for node in nodes if node.get_type_name() == "GroupConvolution"]
     assert len(depthwise) == 7  # two for each grid's classes, one in the attention
     for node in depthwise:

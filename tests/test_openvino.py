@@ -339,3 +339,19 @@ def test_a_failure_waits_for_what_is_still_computing(exported: tuple[Model, Path
     with pytest.raises(ModelError, match="OpenVINO failed: out of memory"):
         OpenVinoRuntime(exported[1]).run_requests(requests, images(3))
     assert [request.waited for request in requests] == [1, 1, 1]
+
+
+def test_a_signal_after_the_last_runtime_is_gone_does_no_harm(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "m.onnx")
+    code = f"""
+import faulthandler, gc, os, signal, threading
+from pelagia.infer.openvino_runtime import OpenVinoRuntime
+faulthandler.enable()
+held = [OpenVinoRuntime({str(tmp_path / "m.onnx")!r})]
+thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+thread.start(), thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -49,7 +49,7 @@ from pelagia.export.int8_graph import (
 )
 from pelagia.export.openvino import write_ir
 from pelagia.infer.evaluate import Scores, evaluate
-from pelagia.infer.openvino_runtime import OpenVinoRuntime
+from pelagia.infer.openvino_runtime import OpenVinoRuntime, openvino_core
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import CARD_KEY, VALID, OnnxRuntime, PaddedRuntime, Runtime
 from pelagia.infer.views import answer, is_full_resolution, is_tiled, lay, tile_size, views
@@ -323,7 +323,7 @@ def _quantize_openvino(source: Path, inputs: Sequence[Given], card: ModelCard, f
     os.environ.setdefault("NNCF_CI", "1")
     nncf = resolve("nncf", purpose="quantize a model for OpenVINO")
     nncf.set_log_level(logging.ERROR)
-    graph = openvino.Core().read_model(str(source))
+    graph = openvino_core().read_model(str(source))
     fold_constants(graph, resolve("openvino.passes", purpose="quantize a model for OpenVINO"))
     join_silu(graph, openvino)
     layers, ends = layers_of_openvino(graph)

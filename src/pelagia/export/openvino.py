@@ -18,7 +18,7 @@ from pelagia.core.files import atomic_path
 from pelagia.core.lazy import resolve
 from pelagia.errors import ExportError, OptionError
 from pelagia.export.onnx import OPSET, TOLERANCE, ExportReport, check_agreement, export_onnx
-from pelagia.infer.openvino_runtime import OpenVinoRuntime
+from pelagia.infer.openvino_runtime import OpenVinoRuntime, openvino_core
 from pelagia.infer.runtimes import CARD_KEY
 from pelagia.models.model import Model
 
@@ -34,7 +34,6 @@ def export_openvino(model: Model, path: str | Path, *, tolerance: float = TOLERA
         MissingExtraError: the extra `openvino` is not installed.
     """
     start = time.perf_counter()
-    openvino = resolve("openvino", purpose="write a model for OpenVINO")
     outputs = {}
 
     def prove(written: Path) -> None:
@@ -44,7 +43,7 @@ def export_openvino(model: Model, path: str | Path, *, tolerance: float = TOLERA
         between = Path(folder) / "model.onnx"
         report = export_onnx(model, between, tolerance=tolerance)
         try:
-            graph = openvino.Core().read_model(str(between))
+            graph = openvino_core().read_model(str(between))
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot read the graph ({str(error).strip().splitlines()[-1]})", where=path) from error
         # The card of the file between: export found out how far a network looks, where the model did not say it.

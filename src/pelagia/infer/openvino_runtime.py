@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -26,9 +27,22 @@ from pelagia.errors import CheckpointError, ModelError, OptionError
 from pelagia.infer.foreign_onnx import foreign_card, foreign_outputs
 from pelagia.infer.runtimes import CARD_KEY, VALID, Precision, Runtime, check_images, check_valid, cpu_count, lane_count
 
-__all__ = ["OpenVinoRuntime"]
+__all__ = ["OpenVinoRuntime", "openvino_core"]
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's door to files and devices, one for the process, never closed.
+
+    With its first network on a CPU it gives the calling thread another stack for signals, and takes that memory away when it is
+    closed; should that happen in another thread, the next signal that Python handles, such as Ctrl-C, ends the process.
+
+    Raises:
+        MissingExtraError: the extra `openvino` is not installed.
+    """
+    return resolve("openvino", purpose="run a model with OpenVINO").Core()
 
 
 class OpenVinoRuntime:
@@ -57,7 +71,7 @@ class OpenVinoRuntime:
                 raise CheckpointError("there is no such file", where=file)
         self._path = str(path)
         self._threads = threads or cpu_count()
-        self._core, self._tensor = openvino.Core(), openvino.Tensor
+        self._core, self._tensor = openvino_core(), openvino.Tensor
         self._device = "CPU" if device in ("auto", "cpu") else device.upper()
         if self._device not in self._core.available_devices:
             known = ", ".join(self._core.available_devices).lower()
