@@ -2,11 +2,11 @@
 
     python benchmarks/semantic.py --data ../shared/data/em-membranes [--seeds 0 1 2] [--steps 300] [--folds 0 1 2 3 4 5]
 
-Both networks train from scratch on all but four images (by default the last four), on the very same windows of 256 pixels (drawn
-by Pelagia's augmentation), for the same number of steps of 8, with AdamW, the same rates and the same terms of loss. Pelagia trains by
-`pelagia.train`, whose time includes its run folder and its one validation; the peer in a plain loop over the batches alone. The
-images held out are answered at full size and scored by one function: the mean IoU of membrane and cell over all their pixels.
-The peer is installed by `benchmarks/requirements.txt`.
+Both networks train from scratch on all but four images (by default the last four), on the very same windows of 256 pixels
+(drawn by Pelagia's augmentation), for the same number of steps of 8, with AdamW, the same rates and the same terms of loss.
+Pelagia trains by `pelagia.train`, whose time includes its run folder and its one validation; the peer in a plain loop over
+the batches alone. The images held out are answered at full size and scored by one function: the mean IoU of membrane and cell
+over all their pixels. The peer is installed by `benchmarks/requirements.txt`.
 """
 
 from __future__ import annotations
@@ -177,7 +177,10 @@ def main() -> None:
             held_out = "last" if fold is None else fold
             for name, row in (("pelagia", ours), ("smp", theirs)):
                 classes = "  ".join(f"{c} {value:.4f}" for c, value in zip(data.class_names, row["each"], strict=True))
-                print(f"fold {held_out}  seed {seed}  {name:8s} mean IoU {row['miou']:.4f}  ({classes})  {row['seconds']:.0f} s", flush=True)
+                print(
+                    f"fold {held_out}  seed {seed}  {name:8s} mean IoU {row['miou']:.4f}  ({classes})  {row['seconds']:.0f} s",
+                    flush=True,
+                )
             (out / "results.json").write_text(json.dumps(results, indent=2))
     table = {name: np.array([[row[name]["miou"], row[name]["seconds"]] for row in results]) for name in ("pelagia", "smp")}
     for name, values in table.items():
