@@ -47,6 +47,7 @@ os.replace = replace
 STOPPED = """
 import os, signal, time
 from pelagia.infer.runtimes import OnnxRuntime
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs behind it without one
 run, left = OnnxRuntime.run_session, [{n}]
 def stop(self, session, *shown):
     left[0] -= 1
