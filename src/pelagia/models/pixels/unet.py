@@ -154,7 +154,8 @@ class UNet(Model):
     def _start(self) -> None:
         """Weights of variance 2 / N, N the inputs of a unit (He et al. 2015, as the paper says), biases of zero."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            # Without memory, to be filled from a file, there is nothing to draw; PyTorch would load its compiler to do so.
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and not module.weight.is_meta:
                 # A unit of the up-convolution has one input pixel, not four, so its inputs are the channels.
                 fan = module.in_channels * (9 if module.kernel_size == (3, 3) else 1)
                 nn.init.normal_(module.weight, std=(2 / fan) ** 0.5)
