@@ -8,7 +8,10 @@ checkpoints are read by `pelagia.models.foreign`. Compared, as largest differenc
 angles, keypoints and scores of every cell, and for axis-aligned boxes the detections after non-maximum suppression. (Oriented
 suppression differs by design: exact IoU here, ProbIoU there.) The masks that come of the same raw outputs are compared with the
 peer's masks at the resolution of the original, by IoU, least and mean: the peer cuts masks at whole pixels and resamples in two
-steps. Exit code 1 beyond 1e-4, with fewer than 20 detections, or with a mean IoU of masks below 0.98.
+steps. A detection that one side alone has is forgiven, and counted, where rounding decides it: its score lies within the limit
+of the threshold, or its IoU with another candidate of its class within what the limit can move it of the threshold of
+suppression, or it overlaps one that is forgiven. Exit code 1 beyond 1e-4, with fewer than 20 detections, with more than one in
+fifty forgiven, or with a mean IoU of masks below 0.98.
 
 Folded batch normalisation (ours: "fused"; the peer's `predict`: "detections" and their keypoints) is judged otherwise. Unfolded
 networks of both sides do the same operations in the same order and so round alike, to 1e-5 of each other, though both are farther
@@ -54,6 +57,9 @@ FOLDED_FACTOR = 5.0
 #: In float64 folding must change nothing.
 FOLDING_TOLERANCE = 1e-9
 LEAST_DETECTIONS = 20
+MOST_FORGIVEN = 0.02
+#: Thresholds of both sides.
+SCORE, SUPPRESSION = 0.25, 0.7
 LEAST_MASK_IOU = 0.98
 #: Task -> the ending of the peer's configuration.
 ENDINGS = {"detect": "", "oriented": "-obb", "instance": "-seg", "keypoints": "-pose"}
@@ -94,41 +100,68 @@ def decoded_keypoints(outputs: dict[str, NDArray[Any]], size: int) -> NDArray[An
     return found
 
 
-def pairs(ours: NDArray[Any], theirs: NDArray[Any], size: float) -> tuple[list[int], float]:
-    """The row of `theirs` for each row of `ours`, x1 y1 x2 y2 score class, by class and place, and the largest difference, boxes
-    relative to the image's side.
+def pairs(ours: NDArray[Any], theirs: NDArray[Any], size: float, limit: float) -> tuple[NDArray[np.int64], float]:
+    """The row of `theirs` for each row of `ours`, x1 y1 x2 y2 score class, by class and place, -1 for none within `limit`; and
+    the largest difference among the pairs, boxes relative to the image's side.
     """
-    if len(ours) != len(theirs):
-        return [], float("inf")
-    inside = theirs.astype(np.float64)
-    worst = 0.0
-    left = np.ones(len(inside), dtype=bool)
     scale = np.array([size, size, size, size, 1.0, 1.0])
-    chosen = []
-    for row in ours:
-        distance = np.where(left, np.abs((inside - row) / scale).max(axis=1), np.inf)
-        best = int(distance.argmin())
-        left[best] = False
-        chosen.append(best)
-        worst = max(worst, float(distance[best]))
+    left = np.ones(len(theirs), dtype=bool)
+    chosen, worst = np.full(len(ours), -1), 0.0
+    for place, row in enumerate(ours):
+        distance = np.where(left, np.abs((theirs.astype(np.float64) - row) / scale).max(axis=1), np.inf)
+        best = int(distance.argmin()) if len(distance) else -1
+        if best >= 0 and distance[best] <= limit:
+            left[best] = False
+            chosen[place] = best
+            worst = max(worst, float(distance[best]))
     return chosen, worst
 
 
-def detections(model: Model, outputs: dict[str, NDArray[Any]], frame: Frame) -> tuple[Instances, NDArray[Any]]:
+def iou(row: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+    """IoU of one box with [N, 4 or more]."""
+    sides = np.minimum(row[2:4], others[:, 2:4]) - np.maximum(row[:2], others[:, :2])
+    both = sides.clip(min=0).prod(axis=1)
+    return both / ((row[2:4] - row[:2]).prod() + (others[:, 2:4] - others[:, :2]).prod(axis=1) - both)
+
+
+def undecided(alone: NDArray[Any], candidates: NDArray[Any], size: float, limit: float) -> int:
+    """How many of the rows that one side alone has rounding does not explain; see the head of this file.
+
+    Corners that move by e change the IoU of boxes of w x h by at most about 4 e (w + h) / (w h).
+    """
+    sides = alone[:, 2:4] - alone[:, :2]
+    slack = 4 * limit * size * sides.sum(axis=1) / sides.prod(axis=1)
+    forgiven = np.abs(alone[:, 4] - SCORE) <= limit
+    for place, row in enumerate(alone):
+        overlaps = iou(row, candidates[candidates[:, 5] == row[5]])
+        forgiven[place] |= bool((np.abs(overlaps - SUPPRESSION) <= slack[place]).any())
+    while True:  # what a forgiven one suppresses hangs on it
+        near = np.array([iou(row, alone[forgiven & (alone[:, 5] == row[5])]).max(initial=0) for row in alone])
+        more = forgiven | (near >= SUPPRESSION - slack)
+        if (more == forgiven).all():
+            return int((~forgiven).sum())
+        forgiven = more
+
+
+def detections(
+    model: Model, outputs: dict[str, NDArray[Any]], frame: Frame, *, score: float = SCORE, nms_iou: float = SUPPRESSION
+) -> tuple[Instances, NDArray[Any]]:
     """Objects of the first image, and their boxes, scores and classes as rows."""
     first = {name: value[:1] for name, value in outputs.items()}
-    found = decode(first, [frame], model.card, DecodeOptions(score=0.25, nms_iou=0.7))[0]
+    found = decode(first, [frame], model.card, DecodeOptions(score=score, nms_iou=nms_iou))[0]
     assert isinstance(found, Instances)
     return found, np.column_stack([found.box_array, found.scores, found.labels])
 
 
-def mask_ious(model: Model, outputs: dict[str, NDArray[Any]], theirs: Any, size: int) -> NDArray[Any]:
-    """IoU of each mask with the peer's in an original of twice the size; empty unless the detections are the same."""
+def mask_ious(model: Model, outputs: dict[str, NDArray[Any]], theirs: Any, size: int, limit: float) -> NDArray[Any]:
+    """IoU with the peer's of each mask whose detection the peer has too, in an original of twice the size."""
     found, rows = detections(model, outputs, Frame.letterbox(2 * size, 2 * size, size, size))
-    chosen, _ = pairs(rows, theirs["twice"], 2 * size)
+    chosen, _ = pairs(rows, theirs["twice"], 2 * size, limit)
     assert found.masks is not None
     ious = []
-    for mask, row in zip(found.masks, chosen, strict=False):
+    for mask, row in zip(found.masks, chosen.tolist(), strict=True):
+        if row < 0:
+            continue
         ours, other = paste(mask, 2 * size, 2 * size), np.unpackbits(theirs["masks"][row], axis=1).astype(bool)
         both, either = np.count_nonzero(ours & other), np.count_nonzero(ours | other)
         if either >= 100:  # of a mask of a few pixels the border is the whole
@@ -142,7 +175,7 @@ def compare(folder: Path, name: str, images: NDArray[np.float32]) -> bool:
     theirs = np.load(folder / f"{name}.npz")
     model = load_foreign(folder / f"{name}.pt")
     model.card = replace(model.card, input_size=(size, size))
-    task = model.card.task
+    task, bad, forgiven = model.card.task, 0, 0
     exact = copy.deepcopy(model).double()
     with torch.inference_mode():
         plain = {key: value.numpy() for key, value in model(torch.from_numpy(images)).items()}
@@ -154,6 +187,7 @@ def compare(folder: Path, name: str, images: NDArray[np.float32]) -> bool:
     values = {f"raw {key}": relative(plain[key], theirs[RAW[key]]) for key in compared}
     values |= {f"fused {key}": relative(fused[key], theirs[RAW[key]]) for key in compared}
     values["folding"] = max(relative(folded[key], in_double[key]) for key in compared)
+    limit = max(TOLERANCE, FOLDED_FACTOR * rounding)
     cells = decoded_cells(plain, size)
     classes = len(model.card.categories)
     values["decoded boxes"] = relative(cells[:, :4], theirs["decoded"][:, :4])
@@ -163,27 +197,34 @@ def compare(folder: Path, name: str, images: NDArray[np.float32]) -> bool:
         values["angles"] = relative(cells[:, 4], theirs["decoded"][:, -1])
         count = len(theirs["final"])
     else:
-        found, rows = detections(model, plain, Frame.identity(size, size))
-        chosen, values["detections"] = pairs(rows, theirs["final"], size)
+        frame = Frame.identity(size, size)
+        found, rows = detections(model, plain, frame)
+        chosen, values["detections"] = pairs(rows, theirs["final"], size, limit)
         count = len(rows)
+        alone = np.concatenate([rows[chosen < 0], np.delete(theirs["final"], chosen[chosen >= 0], axis=0)])
+        _, candidates = detections(model, plain, frame, score=SCORE - limit, nms_iou=1.0)
+        bad, forgiven = undecided(alone, candidates, size, limit), len(alone)
     if task == "keypoints":
         points = decoded_keypoints(plain, size)
         values["decoded keypoints"] = relative(
             points.reshape(len(points), -1, points.shape[3]), theirs["decoded"][:, 4 + classes :]
         )
         assert found.keypoints is not None
-        final = theirs["final_keypoints"][chosen]
+        mine, final = found.keypoints[chosen >= 0], theirs["final_keypoints"][chosen[chosen >= 0]]
         # The peer cuts points at the border of the image.
         inside = ((final[..., :2] > 1) & (final[..., :2] < size - 1)).all(axis=2)
-        values["detections' keypoints"] = relative(found.keypoints[inside], final[inside])
-    limits = {key: max(TOLERANCE, FOLDED_FACTOR * rounding) for key in values if key.startswith(("fused", "detections"))}
+        values["detections' keypoints"] = relative(mine[inside], final[inside])
+    limits = {key: limit for key in values if key.startswith(("fused", "detections"))}
     limits["folding"] = FOLDING_TOLERANCE
-    good = count >= LEAST_DETECTIONS and all(value <= limits.get(key, TOLERANCE) for key, value in values.items())
+    good = count >= LEAST_DETECTIONS and bad == 0 and forgiven <= MOST_FORGIVEN * count
+    good &= all(value <= limits.get(key, TOLERANCE) for key, value in values.items())
     shown = "  ".join(f"{key} {value:.1e}" for key, value in {**values, "rounding": rounding}.items())
     if task == "instance":
-        ious = mask_ious(model, plain, theirs, size)
+        ious = mask_ious(model, plain, theirs, size, limit)
         good &= len(ious) >= LEAST_DETECTIONS and float(ious.mean()) >= LEAST_MASK_IOU
         shown += f"  IoU of {len(ious)} masks: least {ious.min(initial=1):.3f}, mean {ious.mean():.4f}"
+    if forgiven:
+        shown += f"  {forgiven} on one side alone, {forgiven - bad} of them at a threshold"
     print(f"{name:14s} {count:5d} detections  {shown}  {'ok' if good else 'BEYOND TOLERANCE'}", flush=True)
     return good
 

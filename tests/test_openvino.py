@@ -316,6 +316,29 @@ def test_outputs_whose_size_depends_on_the_image(tmp_path: Path) -> None:
         np.testing.assert_allclose(got["scores"], wanted["scores"], rtol=1e-4, atol=1e-4)
 
 
+def test_a_transposition_at_the_end_moves_nothing(exported: tuple[Model, Path], tmp_path: Path) -> None:
+    """It is made in the strides of the array, unless it moves the batch; two outputs may be made of one array."""
+    found = OpenVinoRuntime(exported[1]).run(images(3))
+    for name in ("boxes", "scores"):
+        assert found[name].transpose(0, 2, 1).flags.c_contiguous
+        assert not found[name].flags.c_contiguous
+    graph = onnx.load(write_tiny(tmp_path / "plain.onnx"))
+    for given, name, order in (("scores", "turned", [0, 2, 1]), ("scores", "first", [1, 0, 2]), ("first", "kept", [1, 0, 2])):
+        graph.graph.node.append(onnx.helper.make_node("Transpose", [given], [name], perm=order))
+    for name in ("turned", "kept"):
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, None, None]))
+    onnx.save(graph, tmp_path / "turned.onnx")
+    wanted, got = (
+        kind(tmp_path / "turned.onnx").run(np.random.default_rng(0).normal(0, 1, (1, 3, 64, 64)).astype(np.float32))
+        for kind in (OnnxRuntime, OpenVinoRuntime)
+    )
+    assert got["turned"].shape == got["scores"].transpose(0, 2, 1).shape
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-4)
+    assert got["turned"].transpose(0, 2, 1).flags.c_contiguous
+    assert got["kept"].flags.c_contiguous
+
+
 class _Request:
     """Stands for an inference request that may fail."""
 

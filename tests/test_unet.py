@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pelagia.core.frame import Frame
 from pelagia.core.image import letterbox
@@ -19,6 +19,7 @@ from pelagia.models import registry
 from pelagia.models.model import MaskCrops, Model, Targets
 from pelagia.models.pixels.dense import DenseOptions, dense_truth
 from pelagia.models.pixels.unet import Options, UNet, margin_of
+from pelagia.models.pixels.unet_timm import TimmUNet
 
 
 def categories(count: int) -> tuple[Category, ...]:
@@ -222,13 +223,25 @@ def test_any_encoder_of_timm(backbone: str, stride: int) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_the_first_answers_of_sub_pixels_agree() -> None:
-    """All pixels of a cell begin with the same weights."""
+def test_the_image_itself_is_seen_at_full_resolution() -> None:
+    """With the features silenced, a pixel still moves the answers around it, as far as three 3 x 3 convolutions reach."""
     model = make("unet-timm", 2, size=64, backbone="timm:test_efficientnet").eval()
-    logits: Tensor = model(torch.rand(1, 3, 64, 64))["logits"]
-    cells = logits.view(1, 2, 32, 2, 32, 2)
-    torch.testing.assert_close(cells, cells[:, :, :, :1, :, :1].expand_as(cells))
-    assert logits.std() > 0
+    assert isinstance(model, TimmUNet)
+    norm = model.head.coarse[1]
+    nn.init.zeros_(norm.weight)
+    nn.init.zeros_(norm.bias)
+    image = torch.rand(1, 3, 64, 64)
+    other = image.clone()
+    other[:, :, 21, 40] += 1.0
+    moved = (model(image)["logits"] != model(other)["logits"]).any(dim=1)[0].nonzero()
+    assert moved.amin(dim=0).tolist() == [18, 37]
+    assert moved.amax(dim=0).tolist() == [24, 43]
+
+
+def test_the_numbers_over_resnet18() -> None:
+    with torch.device("meta"):
+        model = make("unet-timm", size=256)
+    assert parameters(model) == 14_345_042 == registry.entry("unet-timm").parameters["semantic"]
 
 
 def test_what_is_wrong_is_named() -> None:

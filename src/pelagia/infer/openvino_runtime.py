@@ -4,7 +4,8 @@ The optional package is imported when the first file is opened.
 
 Images of 8 bits go in as they are stored: the graph that is compiled begins with their normalisation and the change from channels
 last to channels first. The file's own input of normalised floats is compiled when it is first used (images of 16 bits,
-comparisons). Raw outputs are written by OpenVINO into the arrays that are returned.
+comparisons). Raw outputs are written by OpenVINO into the arrays that are returned; a transposition at the end of the graph is
+left out of it and made in the array's strides, where it moves nothing.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class OpenVinoRuntime:
         self._batch = self._check_input()
         self._outputs = [output.any_name for output in self._model.outputs]
         self._fix_shapes()
+        self._orders = _cut_transpositions(self._model)
         static = all(output.partial_shape.is_static for output in self._model.outputs)
         self._answers = [(tuple(item.shape), item.element_type.to_dtype()) for item in self._model.outputs] if static else []
         window = self._card.normalisation
@@ -187,7 +189,8 @@ class OpenVinoRuntime:
                 with contextlib.suppress(RuntimeError):
                     request.wait()
         whole = found or [np.concatenate(column) for column in zip(*copied, strict=True)]
-        named = {name: value[:count] for name, value in zip(self._outputs, whole, strict=True)}
+        parts = zip(self._outputs, whole, self._orders, strict=True)
+        named = {name: (value if order is None else value.transpose(order))[:count] for name, value, order in parts}
         return foreign_outputs(named, self._card) if self._foreign else named
 
     def _checked(self, images: NDArray[Any]) -> NDArray[Any]:
@@ -292,6 +295,20 @@ class _Lane:
 
 def _planes(values: NDArray[np.float64]) -> NDArray[np.float32]:
     return values.astype(np.float32).reshape(1, 3, 1, 1)
+
+
+def _cut_transpositions(model: Any) -> list[tuple[int, ...] | None]:
+    """End every output of the graph before its last transposition, unless that moves the batch; the orders of axes left to do."""
+    orders: list[tuple[int, ...] | None] = []
+    for result in model.get_results():
+        last = result.input_value(0).get_node()
+        order = last.input_value(1).get_node() if last.get_type_name() == "Transpose" else None
+        known = tuple(order.data.tolist()) if order is not None and order.get_type_name() == "Constant" else ()
+        orders.append(known if known and known[0] == 0 else None)
+        if orders[-1] is not None:
+            result.input(0).replace_source_output(last.input_value(0))
+    model.validate_nodes_and_infer_types()
+    return orders
 
 
 def _metadata(model: Any) -> dict[str, str]:

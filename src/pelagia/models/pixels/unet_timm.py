@@ -5,11 +5,11 @@ segmentation_models_pytorch made usual (Iakubovskii 2019, MIT). Nothing of it is
 
     images -> timm encoder, maps at strides 2 (or 4) to 32
         -> per finer map: enlarge x 2, the copy beside it, two 3 x 3 convolutions; widths 256, 128, 64, 32 at strides 16 to 2
-        -> 3 x 3 convolution that answers for every pixel of a cell -> logits [B, C, H, W]
+        -> 16 channels for every pixel of a cell, beside 16 of the image; two 3 x 3 convolutions -> logits [B, C, H, W]
 
-It departs from that form at the end: the last step, two convolutions of 32 and 16 channels at full resolution, costs a third of
-the time and sees nothing new, since no encoder has a map there. Here the finest map of the encoder answers for the 2 x 2 pixels
-of each of its cells (for the 4 x 4 pixels over encoders that begin at stride 4), which keeps the answer at full resolution.
+It departs from that form at the end, where no encoder has a map: there the last step enlarges 32 channels and puts nothing beside
+them. Here the finest map of the encoder answers for the 2 x 2 pixels of each of its cells (for the 4 x 4 pixels over encoders
+that begin at stride 4), and beside it stands a convolution of the image itself, the copy that the paper has at this level.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pelagia.losses.pixels import Processes
 from pelagia.models.model import Model, Targets
 from pelagia.models.pixels.dense import DenseOptions, channels, dense_card, dense_loss, dense_truth
 from pelagia.nn.backbones import TimmBackbone, open_residuals
-from pelagia.nn.upsample import JoinFiner, SubPixelHead
+from pelagia.nn.upsample import FullResolutionHead, JoinFiner
 
 __all__ = ["Options", "TimmUNet"]
 
@@ -86,7 +86,7 @@ class TimmUNet(Model):
         deep = [*widths[1:], self.backbone.channels[-1]]
         parts = list(zip(deep, self.backbone.channels[:-1], widths, strict=True))
         self.up = nn.ModuleList(JoinFiner(*part) for part in reversed(parts))
-        self.head = SubPixelHead(widths[0], out, strides[0])
+        self.head = FullResolutionHead(widths[0], out, strides[0])
         for module in self.up.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
@@ -101,7 +101,7 @@ class TimmUNet(Model):
         *copies, x = self.backbone(images)
         for join in self.up:
             x = join(x, copies.pop())
-        return {"logits": self.head(x)}
+        return {"logits": self.head(x, images)}
 
     def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """The terms of `options.loss`."""
