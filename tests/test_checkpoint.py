@@ -87,6 +87,20 @@ def test_loading_moves_no_random_generator_and_gives_trainable_weights(model: Mo
     assert {str(value.device) for value in loaded.state_dict().values()} == {"cpu"}
 
 
+def test_constants_that_no_checkpoint_holds_are_made_again(tmp_path: Path) -> None:
+    """The filters of blurring poolings, like the tables of timm's Swin Transformers, are no part of the state dict."""
+    options = {"backbone": "timm:resnetblur18", "width": 0.25}
+    built = registry.create("unet-timm", [Category(0, "a"), Category(1, "b")], "semantic", input_size=64, options=options).eval()
+    assert {name for name, _ in built.named_buffers()} > {name for name, _ in built.named_buffers() if name in built.state_dict()}
+    checkpoint.save(tmp_path / "m.safetensors", built, built.card)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    loaded = checkpoint.load(tmp_path / "m.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(loaded(image)["logits"], built(image)["logits"])
+
+
 def test_the_same_content_gives_the_same_bytes(model: Model, tmp_path: Path) -> None:
     for name in ("a", "b"):
         checkpoint.save(tmp_path / name, model, model.card, {"epoch": 1})

@@ -95,6 +95,19 @@ def test_binary_masks_take_the_names_given(tmp_path: Path, suffix: str, most: in
     assert dataset.class_frequencies.tolist() == [25 / 30, 5 / 30]
 
 
+@pytest.mark.parametrize(
+    ("kind", "most", "objects"), [("masks", 255, 2), ("instances", 255, 1), ("masks", 254, 1), ("semantic", 1, 2)]
+)
+def test_masks_that_number_no_objects_give_their_components(tmp_path: Path, kind: str, most: int, objects: int) -> None:
+    """Two cells that carry one value: numbers say that they are one object, classes that they are two."""
+    pixels = np.zeros((8, 10), dtype=np.uint8)
+    pixels[1:3, 1:4] = pixels[5:7, 6:9] = most
+    counted = open_dataset(data(tmp_path, pixels, kind), task="instance")
+    assert counted.task == "instance"
+    assert len(counted.annotations) == objects
+    assert len(open_dataset(tmp_path, task="detect").annotations) == objects
+
+
 def test_255_is_ignored_beside_any_other_value(tmp_path: Path) -> None:
     pixels = np.zeros((30, 40), dtype=np.uint8)
     pixels[5:10], pixels[20] = 255, 1

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import draw, survey
+from pelagia.core import image as core_image
 from pelagia.core import masks as core_masks
 from pelagia.core.types import Category, Instances, Int, MaskCrop
 from pelagia.data import label_maps
@@ -139,9 +140,42 @@ def test_tasks_that_the_labels_cannot_serve_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="outlines"):
             boxes.with_task(task)  # type: ignore[arg-type]
     classes = replace(boxes.subset([2]), mask_files=("a.png",), task="semantic")
-    for task in ("detect", "panoptic", "instance"):
+    for task in ("keypoints", "panoptic"):
         with pytest.raises(DataError, match="no single objects"):
             classes.with_task(task)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("names", [("ground", "a", "b"), ("a", "Background", "b")])
+def test_the_objects_of_label_images_are_their_components(tmp_path: Path, names: tuple[str, ...]) -> None:
+    a, b, ground = names.index("a"), names.index("b"), 3 - names.index("a") - names.index("b")
+    labels = np.full((HEIGHT, WIDTH), ground, dtype=np.uint8)
+    labels[2:5, 3:9] = a  # one object of a, touching one of b
+    labels[5:9, 3:6] = b
+    labels[12:15, 12:15] = labels[15:18, 15:18] = a  # corners touch: two objects
+    labels[0, 20:24] = 255
+    core_image.write(tmp_path / "m.png", labels[..., None])
+    empty = Instances.empty()
+    drawn = Dataset.from_instances(names, [(tmp_path / "i.png", (WIDTH, HEIGHT), empty)], root=tmp_path, task="detect")
+    maps = replace(drawn, task="semantic", mask_files=("m.png",))
+    counted = maps.with_task("instance")
+    assert counted.class_names == ("a", "b")
+    truth = counted.truth(0, masks=True)
+    assert truth.masks is not None
+    found = {
+        (int(label), bool(ignore), *map(int, box), mask.area)
+        for label, ignore, box, mask in zip(truth.labels, truth.ignore, truth.box_array, truth.masks, strict=True)
+    }
+    wanted = {
+        (0, False, 3, 2, 9, 5, 18),
+        (1, False, 3, 5, 6, 9, 12),
+        (0, False, 12, 12, 15, 15, 9),
+        (0, False, 15, 15, 18, 18, 9),
+    }
+    assert found == {*wanted, (0, True, 20, 0, 24, 1, 4)}
+    assert [finding.code for finding in counted.findings] == ["objects.components"]
+    assert counted.findings[0].count == 4
+    np.testing.assert_array_equal(maps.with_task("detect").annotations.boxes, counted.annotations.boxes)
+    assert maps.with_task("oriented").annotations.oriented is not None
 
 
 def panoptic_data(folder: Path) -> tuple[Dataset, Int]:

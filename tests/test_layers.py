@@ -170,6 +170,14 @@ def test_timm_backbone_names_what_it_lacks() -> None:
         TimmBackbone("vit_tiny_patch16_224")
 
 
+def test_stages_that_cannot_be_told_apart_are_no_hindrance_where_all_learn() -> None:
+    backbone = TimmBackbone("efficientformer_l1", (4, 8, 16, 32))
+    backbone.freeze_stages(5)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    with pytest.raises(OptionError, match="cannot be told apart"):
+        backbone.freeze_stages(3)
+
+
 @pytest.mark.parametrize("size", [(64, 96), (128, 64)])
 def test_timm_networks_with_channels_last_and_of_one_size(size: tuple[int, int]) -> None:
     backbone = TimmBackbone("swin_tiny_patch4_window7_224", (4, 8, 16, 32)).eval()

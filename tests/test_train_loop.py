@@ -12,19 +12,21 @@ import torch
 from torch import Tensor
 
 from pelagia.core import image as core_image
-from pelagia.core.types import Category, Instances
+from pelagia.core.types import Category, Instances, Task
 from pelagia.data.augment import AugmentOptions
 from pelagia.data.dataset import Dataset
 from pelagia.errors import CheckpointError, DataError, NonFiniteLossError, OptionError, TrainingError
 from pelagia.models import checkpoint
 from pelagia.models.grids.yolo11 import YOLO11
 from pelagia.models.model import Model, Targets
-from pelagia.models.registry import create
+from pelagia.models.registry import create, entry
 from pelagia.nn.backbones import TimmBackbone
+from pelagia.nn.swin import Swin
 from pelagia.train.data import Plan
 from pelagia.train.loop import train
 from pelagia.train.memory import available_bytes, fitting_batch, step_bytes
-from pelagia.train.options import load_options
+from pelagia.train.options import TrainOptions, load_options
+from pelagia.train.prepare import start_model
 from pelagia.train.run import Run
 from pelagia.train.transfer import freeze, frozen_norms, layers, transfer
 from training import SIDE, TINY, draw, options, register_tiny, state
@@ -270,6 +272,27 @@ def test_a_timm_backbone_and_its_weights(data: Dataset, tmp_path: Path, monkeypa
     assert all((state(found.last)[name] == 0.125).all() for name in names)
     with pytest.raises(OptionError, match="--backbone timm:NAME"):
         train(options(tmp_path / "other", pretrained=True), data, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "own", "backbone"),
+    [
+        ("detr-r50", "detect", ("backbone=timm:test_resnet",), "timm:test_resnet"),  # no published file has this backbone
+        ("mask2former-swin-t", "instance", ("swin_width=32", "swin_depths=[2,1,1,1]"), "timm:swin_tiny_patch4_window7_224"),
+    ],
+)
+def test_pretrained_is_the_models_own_backbone(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, name: str, task: Task, own: tuple[str, ...], backbone: str
+) -> None:
+    """Whether `--backbone`, `--model-options` or nobody names it."""
+    for kind in (TimmBackbone, Swin):
+        monkeypatch.setattr(kind, "load_pretrained", lambda self: "MIT")
+    tiny = tuple(f"{key}={json.dumps(value)}" for key, value in entry(name).tiny.items() if key not in ("backbone", "swin_width"))
+    chosen = TrainOptions(model=name, imgsz=64, pretrained=True, model_options=(*tiny, *own))
+    start = start_model(chosen, replace(data, task=task), torch.device("cpu"))
+    assert start.weights == {"file": backbone, "licence": "MIT"}
+    assert start.model.card.source == f"backbone {backbone}"
+    assert start.transfer is None
 
 
 def test_frozen_parts_keep_weights_and_statistics(data: Dataset, tmp_path: Path) -> None:

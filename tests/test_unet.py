@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ def instance_targets() -> Targets:
 
 
 def test_instances_become_classes_with_a_seam() -> None:
-    truth = dense_truth(instance_targets(), "instance", 2, DenseOptions())
+    truth = dense_truth(instance_targets(), "instance", categories(2), DenseOptions())
     labels = truth.labels[0]
     assert (labels[30:] == 255).all()
     assert (labels[5:20, 14:16] == 0).all()  # the seam is ground
@@ -129,10 +130,10 @@ def test_instances_become_classes_with_a_seam() -> None:
     ids[30:] = -1
     np.testing.assert_allclose(truth.weights[0].numpy(), 1 + border_weights(ids.numpy()), rtol=1e-5)
     assert truth.weights[0, 12, 14].item() > 9
-    inner = dense_truth(instance_targets(), "instance", 2, DenseOptions(border="never"), margin=5)
+    inner = dense_truth(instance_targets(), "instance", categories(2), DenseOptions(border="never"), margin=5)
     assert inner.weights is None
     assert torch.equal(inner.labels[0], labels[5:-5, 5:-5])
-    yes_or_no = dense_truth(instance_targets(), "instance", 2, DenseOptions(form="sigmoid")).labels[0]
+    yes_or_no = dense_truth(instance_targets(), "instance", categories(2), DenseOptions(form="sigmoid")).labels[0]
     assert (yes_or_no[5:20, 5:14] == 0).all()
     assert (yes_or_no[10:20, 40:50] == 1).all()
     assert (yes_or_no[0] == 2).all()  # no channel has this label
@@ -142,12 +143,17 @@ def test_borders_of_a_map_are_those_of_its_components() -> None:
     labels = torch.zeros(1, 40, 60, dtype=torch.int64)
     labels[0, 5:20, 5:14], labels[0, 5:20, 17:25] = 1, 1
     targets = Targets(torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), 1, semantic=labels)
-    truth = dense_truth(targets, "semantic", 2, DenseOptions(border="always"))
+    truth = dense_truth(targets, "semantic", categories(2), DenseOptions(border="always"))
     ids = labels[0].clone()
     ids[5:20, 17:25] = 2
     assert truth.weights is not None
     np.testing.assert_allclose(truth.weights[0].numpy(), 1 + border_weights(ids.numpy()), rtol=1e-5)
-    assert dense_truth(targets, "semantic", 2, DenseOptions()).weights is None
+    assert dense_truth(targets, "semantic", categories(2), DenseOptions()).weights is None
+    # Outlines put the background last.
+    named = (Category(0, "copepod"), Category(1, "background"))
+    turned = dense_truth(replace(targets, semantic=1 - labels), "semantic", named, DenseOptions(border="always")).weights
+    assert turned is not None
+    assert torch.equal(turned, truth.weights)
 
 
 @pytest.mark.parametrize("form", ["softmax", "binary", "sigmoid"])
@@ -161,7 +167,7 @@ def test_the_loss_reads_outputs_as_the_decoder_does(name: str, form: str) -> Non
     options = {"depth": 2, "width": 2, "padding": True} if name == "unet" else {"backbone": "timm:test_efficientnet"}
     size = (40, 60) if name == "unet" else (64, 64)
     model = make(name, count, "instance", size, form=form, **options)
-    truth = dense_truth(targets, "instance", count, DenseOptions(form=form)).labels
+    truth = dense_truth(targets, "instance", categories(count), DenseOptions(form=form)).labels
     channels = {"softmax": 3, "binary": 1, "sigmoid": 2}[form]
     first = 1 if form == "binary" else 0
     wanted = truth[:, None] == torch.arange(first, first + channels)[:, None, None]

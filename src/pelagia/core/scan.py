@@ -21,7 +21,7 @@ from pelagia.core import ome_zarr, tiff, tiff_pieces
 from pelagia.core.image import MAX_PIXELS, Pixels, is_tiff, orient, read
 from pelagia.errors import ImageError, OptionError
 
-__all__ = ["CACHE_BYTES", "SCAN_FACTOR", "WHOLE_PIXELS", "Pieces", "Scan", "open_scan"]
+__all__ = ["CACHE_BYTES", "SCAN_FACTOR", "WHOLE_PIXELS", "Pieces", "Scan", "open_pieces", "open_scan"]
 
 #: Decoded pieces kept, so that overlapping windows do not decode twice; three rows of 512-pixel tiles of a 55,000-pixel RGB scan.
 CACHE_BYTES = 256 << 20
@@ -193,13 +193,23 @@ def open_scan(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Scan:
     Raises:
         ImageError: as `pelagia.core.image.read`.
     """
+    found = open_pieces(path, max_pixels=max_pixels)
+    return Scan.of(read(path, max_pixels=max_pixels), Path(path)) if found is None else found
+
+
+def open_pieces(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Scan | None:
+    """As `open_scan`, but None for an image that is small or is not stored in pieces, and so would be decoded whole.
+
+    Raises:
+        ImageError: as `pelagia.core.image.read`, except for what decoding finds.
+    """
     source = Path(path)
     with ExitStack() as stack:
         pieces, orientation = _open_pieces(source, stack)
         if pieces is not None and pieces.width * pieces.height > WHOLE_PIXELS:
             _check_limits(pieces, max_pixels, source)
             return Scan(source, pieces, orientation, stack.pop_all())
-    return Scan.of(read(source, max_pixels=max_pixels), source)
+    return None
 
 
 def _open_pieces(source: Path, stack: ExitStack) -> tuple[Pieces | None, int]:

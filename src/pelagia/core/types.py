@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pelagia.errors import LabelError
 
 __all__ = [
+    "BACKGROUND",
     "IGNORE_INDEX",
     "TASKS",
     "Category",
@@ -49,6 +50,9 @@ TASKS: tuple[Task, ...] = ("detect", "oriented", "instance", "semantic", "panopt
 
 #: Label of a pixel that is neither learnt nor scored.
 IGNORE_INDEX = 255
+
+#: Name of the class of all that is no object, in class maps painted from outlines.
+BACKGROUND = "background"
 
 
 @dataclass(frozen=True, slots=True)

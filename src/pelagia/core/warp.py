@@ -17,7 +17,7 @@ from pelagia.core.lazy import resolve
 from pelagia.core.types import Float
 from pelagia.errors import OptionError
 
-__all__ = ["letterbox", "stretch", "warp"]
+__all__ = ["block_side", "letterbox", "stretch", "warp"]
 
 _S = TypeVar("_S", bound=np.generic)
 
@@ -58,7 +58,7 @@ def warp(
     if displacement is not None and displacement.shape != (height, width, 2):
         raise OptionError(f"the displacement must be [{height}, {width}, 2], got {list(displacement.shape)}")
     reach = 0.0 if displacement is None else float(np.abs(displacement).max(initial=0.0))
-    factor = _blocks(scale) if interpolation == "linear" else 1
+    factor = block_side(scale) if interpolation == "linear" else 1
     canvas_shape = (height, width, *image.shape[2:])
     seen = _reduce(image, matrix, size, factor, fill, reach)
     if seen is None:
@@ -96,7 +96,7 @@ def stretch(
     which makes thousands, and not for a first prediction, which would wait for the compiler.
     """
     (scale_x, _, x), (_, scale_y, y) = matrix.tolist()
-    factor = _blocks(math.sqrt(abs(scale_x * scale_y)))
+    factor = block_side(math.sqrt(abs(scale_x * scale_y)))
     if factor > 1:
         x1, y1, x2, y2 = window
         local = np.array([[scale_x, 0.0, x - x1], [0.0, scale_y, y - y1]])
@@ -126,8 +126,8 @@ def _displaced(image: Any, matrix: Float, displacement: NDArray[np.float32], fil
     return np.asarray(moved.view(np.bool_) if image.dtype == np.bool_ else moved)
 
 
-def _blocks(scale: float) -> int:
-    """Side of the blocks that are averaged before an image is scaled by `scale`."""
+def block_side(scale: float) -> int:
+    """Side in pixels of the blocks, counted from the top-left corner, that `warp` averages before it scales by `scale`."""
     return max(1, math.floor(1 / scale + 1e-9))
 
 

@@ -18,23 +18,27 @@ import numpy as np
 from pelagia.core.frame import Frame
 from pelagia.core.image import letterbox, to_rgb, warp
 from pelagia.core.padding import covered, to_corner
+from pelagia.core.scan import Scan
 from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, SemanticMap, Task
+from pelagia.core.warp import block_side
 from pelagia.data import colour
 from pelagia.data.colour import Image
 from pelagia.data.crops import crop_placement, rare_point
-from pelagia.data.elastic import random_field
-from pelagia.data.geometry import Keep, Window, chain, follow, join, join_stuff
+from pelagia.data.elastic import Field, random_field
+from pelagia.data.geometry import Keep, Window, chain, follow, invert, join, join_stuff
 from pelagia.data.mix import cut_in, mix, paste_objects
 from pelagia.data.mosaic import blank, mosaic_placements, paint, single_placement
 from pelagia.data.sample import Sample
-from pelagia.errors import OptionError
+from pelagia.errors import ImageError, OptionError
 
 __all__ = [
     "FILL",
     "AugmentOptions",
     "Fetch",
+    "Look",
     "Source",
     "Transform",
+    "WindowError",
     "augment",
     "corner_sample",
     "evaluation_sample",
@@ -48,8 +52,22 @@ FILL = 114
 
 #: index -> the whole image and its truth, from a cache.
 Fetch: TypeAlias = Callable[[int], Sample]
+#: index -> the image opened to be read in windows, None for one to be fetched whole.
+Look: TypeAlias = Callable[[int], Scan | None]
 #: A user's own augmentation of one sample, at any size.
 Transform: TypeAlias = Callable[[Sample, np.random.Generator], Sample]
+
+
+class WindowError(ImageError):
+    """A window of an image cannot be read.
+
+    Attributes:
+        index: of the image in the data set.
+    """
+
+    def __init__(self, index: int, cause: ImageError) -> None:
+        super().__init__(cause.reason, where=cause.where)
+        self.index = index
 
 
 class Source(Protocol):
@@ -135,6 +153,8 @@ class _Job:
     options: AugmentOptions
     canvas: tuple[int, int]
     fetch: Fetch
+    look: Look
+    masks: bool
     fill: int
 
 
@@ -169,15 +189,18 @@ def augment(
     *,
     masks: bool = False,
     fetch: Fetch | None = None,
+    look: Look | None = None,
     fill: int = FILL,
 ) -> Sample:
     """The training sample of image `index`: [H, W, 3] of `input_size` (height, width), truth in its pixels.
 
     `masks` asks the data set for masks (boxes are then tight under rotation, and copy-paste works); `fetch` replaces reading by
-    a cache, whose arrays are never written to. For the task `panoptic` the pieces of a class of stuff are one object.
+    a cache, whose arrays are never written to; `look` opens images of which only the window of `options.crop` is to be read. For
+    the task `panoptic` the pieces of a class of stuff are one object.
 
     Raises:
         OptionError: mixup for the task `semantic` or `panoptic`, whose pixels have one class.
+        WindowError: an image that `look` opens is broken.
     """
     if options.mixup and dataset.task in ("semantic", "panoptic"):
         raise OptionError(f"mixup must be 0 for the task {dataset.task!r}: a blended pixel has no one class; use cutmix")
@@ -185,7 +208,10 @@ def augment(
     def read(position: int) -> Sample:
         return read_sample(dataset, position, masks=masks)
 
-    job = _Job(dataset, rng, options, (input_size[1], input_size[0]), fetch or read, fill)
+    def whole_images(position: int) -> None:
+        return None
+
+    job = _Job(dataset, rng, options, (input_size[1], input_size[0]), fetch or read, look or whole_images, masks, fill)
     whole = (0, 0, *job.canvas)
     sample = _compose(job, index, whole)
     if rng.random() < options.copy_paste:
@@ -260,9 +286,11 @@ def _fitted(sample: Sample, dataset: Source, input_size: tuple[int, int], margin
 def _compose(job: _Job, index: int, window: Window, *, mosaic: bool = True) -> Sample:
     """A window of image `index`, a mosaic around it, or the whole image alone, on a canvas of the network's size."""
     rng, canvas, options = job.rng, job.canvas, job.options
+    scan: Scan | None = None
     # No number is drawn for what is switched off, so that switching it on is what changes a run.
     if options.crop and rng.random() < options.crop:
-        sources = [job.fetch(index)]
+        scan = _look(job, index)
+        sources = [job.fetch(index) if scan is None else _unread(job, index, scan)]
         rare = options.rare > 0 and rng.random() < options.rare
         point = rare_point(sources[0], job.dataset.class_frequencies, rng) if rare else None
         placements = [crop_placement(_size(sources[0]), canvas, rng, point)]
@@ -281,7 +309,10 @@ def _compose(job: _Job, index: int, window: Window, *, mosaic: bool = True) -> S
     truths = []
     for source, placement in zip(sources, placements, strict=True):
         matrix = chain(affine, placement)
-        paint(result, source.image, matrix, job.fill, window, field=bend)
+        if scan is None:
+            paint(result, source.image, matrix, job.fill, window, field=bend)
+        else:
+            _paint_seen(result, scan, index, matrix, job.fill, window, bend)
         if labels is not None and source.semantic is not None:
             drawn = source.semantic.labels[..., None]
             paint(labels, drawn, matrix, IGNORE_INDEX, window, field=bend, interpolation="nearest")
@@ -290,6 +321,42 @@ def _compose(job: _Job, index: int, window: Window, *, mosaic: bool = True) -> S
     alone = len(sources) == 1 and bend is None and window == (0, 0, *canvas)
     shown = covered(chain(affine, placements[0]), _size(sources[0]), canvas) if alone else None
     return Sample(result, join(truths), job.dataset.names[index], index, semantic, shown)
+
+
+def _look(job: _Job, index: int) -> Scan | None:
+    try:
+        return job.look(index)
+    except ImageError as error:
+        raise WindowError(index, error) from error
+
+
+def _unread(job: _Job, index: int, scan: Scan) -> Sample:
+    """The sample of a scan, whose image has size and type and takes no memory."""
+    semantic = job.dataset.semantic(index) if job.dataset.task == "semantic" else None
+    image = np.broadcast_to(np.zeros((), dtype=scan.dtype), scan.shape)
+    return Sample(image, job.dataset.truth(index, masks=job.masks), job.dataset.names[index], index, semantic)
+
+
+def _paint_seen(canvas: Image, scan: Scan, index: int, matrix: Float, fill: int, window: Window, bend: Field | None) -> None:
+    """`paint` of a scan, of which no more is read than the canvas shows; the scan is closed."""
+    reach = 0.0 if bend is None else float(np.abs(bend).max(initial=0.0))
+    height, width = canvas.shape[:2]
+    corners = np.array([[x, y, 1.0] for x in (-reach, width + reach) for y in (-reach, height + reach)])
+    back = invert(matrix)
+    seen = corners @ back.T  # [4, 2], in pixels of the scan
+    # What is shrunk is averaged over blocks, which must stay those of the whole image.
+    block = block_side(math.sqrt(abs(float(np.linalg.det(matrix[:, :2])))))
+    size = (scan.width, scan.height)
+    x1, y1 = np.clip((np.floor(seen.min(axis=0) / block).astype(np.int64) - 2) * block, 0, size).tolist()
+    x2, y2 = np.clip((np.ceil(seen.max(axis=0) / block).astype(np.int64) + 2) * block, 0, size).tolist()
+    with scan:
+        if x2 <= x1 or y2 <= y1:
+            return
+        try:
+            part = scan.read(x1, y1, x2 - x1, y2 - y1)
+        except ImageError as error:
+            raise WindowError(index, error) from error
+    paint(canvas, part, chain(matrix, np.array([[1.0, 0.0, x1], [0.0, 1.0, y1]])), fill, window, field=bend)
 
 
 def corner_sample(sample: Sample, categories: Sequence[Category]) -> Sample:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pelagia.core import files as core_files
 from pelagia.core import image as core_image
+from pelagia.core.scan import Scan, open_pieces
 from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, Int, PanopticMap, SemanticMap, Task
 from pelagia.data import label_maps, object_maps
 from pelagia.data.annotation_builder import AnnotationBuilder
@@ -169,6 +170,14 @@ class Dataset:
             ImageError: missing or broken.
         """
         return core_image.read(self.image_paths[self._index(index)])
+
+    def scan(self, index: int) -> Scan | None:
+        """Image `index` opened to read windows of it, None where it is decoded whole: small, or not stored in pieces.
+
+        Raises:
+            ImageError: missing or broken.
+        """
+        return open_pieces(self.image_paths[self._index(index)])
 
     def truth(self, index: int, *, masks: bool = False) -> Instances:
         """The objects of image `index` in pixels of the original image, as fresh arrays.

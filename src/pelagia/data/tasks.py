@@ -10,7 +10,10 @@ import numpy as np
 
 from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
-from pelagia.core.types import IGNORE_INDEX, Category, Float, Mask, MaskCrop, Task
+from pelagia.core.lazy import resolve
+from pelagia.core.types import BACKGROUND, IGNORE_INDEX, Category, Float, Mask, MaskCrop, Task
+from pelagia.data import label_maps
+from pelagia.data.annotation_builder import AnnotationBuilder
 from pelagia.data.annotations import build_shapes
 from pelagia.data.findings import Finding
 from pelagia.errors import DataError
@@ -18,10 +21,7 @@ from pelagia.errors import DataError
 if TYPE_CHECKING:
     from pelagia.data.dataset import Dataset
 
-__all__ = ["BACKGROUND", "retask", "with_outlines"]
-
-#: The class of pixels that no outline covers.
-BACKGROUND = "background"
+__all__ = ["retask", "with_outlines"]
 
 
 def retask(dataset: Dataset, task: Task) -> Dataset:
@@ -30,7 +30,9 @@ def retask(dataset: Dataset, task: Task) -> Dataset:
         return dataset
     _check(dataset, task)
     if dataset.mask_files is not None:
-        return replace(dataset, task=task)
+        if len(dataset.annotations) or task == "semantic":
+            return replace(dataset, task=task)
+        return retask(_objects_of_maps(dataset), task)
     dataset = _without_background(dataset)
     if task in ("semantic", "panoptic"):
         return replace(_with_background(dataset, task), task=task)
@@ -64,7 +66,7 @@ def with_outlines(dataset: Dataset) -> Dataset:
 
 def _check(dataset: Dataset, task: Task) -> None:
     flat = dataset.annotations
-    if dataset.mask_files is not None and task != "semantic" and not len(flat):
+    if dataset.mask_files is not None and task in ("panoptic", "keypoints") and not len(flat):
         text = f"the label images hold the class of each pixel and no single objects, which the task {task!r} needs"
         raise DataError(text, where=dataset.root)
     outlines = flat.shapes is not None or dataset.panoptic_files is not None or not len(flat)
@@ -97,6 +99,37 @@ def _with_background(dataset: Dataset, task: Task) -> Dataset:
     used = {category.id for category in (*dataset.categories, *dataset.ignored)}
     category = Category(0 if 0 not in used else max(used) + 1, BACKGROUND, is_thing=False)
     return replace(dataset, categories=(*dataset.categories, category), background=len(dataset.categories))
+
+
+def _objects_of_maps(dataset: Dataset) -> Dataset:
+    """Data with label images of classes as data with outlines: the components (4 neighbours) of each class but the ground, which
+    is the class called background, else the first; ignored pixels are regions to ignore."""
+    names = [category.name.strip().casefold() for category in dataset.categories]
+    ground = names.index(BACKGROUND) if BACKGROUND in names else 0
+    ndimage = resolve("scipy.ndimage", purpose="find the objects of label images")
+    builder = AnnotationBuilder()
+    for index in range(len(dataset)):
+        labels = dataset.semantic(index).labels
+        height, width = labels.shape
+        for label in np.unique(labels[labels != ground]).tolist():
+            numbers, count = ndimage.label(labels == label)
+            ignore = label == IGNORE_INDEX
+            for crop in label_maps.segment_crops(numbers, count):
+                runs = core_masks.crop_to_rle(crop, height, width).counts
+                place = 0 if ignore else label - (label > ground)
+                builder.add(index, place, core_masks.bounds(crop), area=float(crop.area), ignore=ignore, runs=runs)
+    annotations = builder.build(len(dataset))
+    count = int(np.count_nonzero(~annotations.ignore))
+    text = f"objects are the components of each class but {dataset.categories[ground].name}, which is the ground"
+    return replace(
+        dataset,
+        categories=tuple(category for label, category in enumerate(dataset.categories) if label != ground),
+        task="instance",
+        annotations=annotations,
+        mask_files=None,
+        mask_values=None,
+        findings=(*dataset.findings, Finding("info", "objects.components", text, str(dataset.root), count)),
+    )
 
 
 def _without_background(dataset: Dataset) -> Dataset:

@@ -52,10 +52,10 @@ def border_weights(ids: Int, *, weight: float = 10.0, sigma: float = 5.0) -> NDA
     return np.asarray(found, dtype=np.float32)
 
 
-def components(labels: Int) -> Int:
-    """[H, W] labels -> numbers of objects: the components (4 neighbours) of each class but 0, the ground; -1 where ignored."""
+def components(labels: Int, ground: int = 0) -> Int:
+    """[H, W] labels -> numbers of objects: the components (4 neighbours) of each class but `ground`; -1 where ignored."""
     ids = np.where(labels == IGNORE_INDEX, -1, 0)
-    for label in np.unique(labels[(labels > 0) & (labels != IGNORE_INDEX)]).tolist():
+    for label in np.unique(labels[(labels != ground) & (labels != IGNORE_INDEX)]).tolist():
         parts, _ = _ndimage().label(labels == label)
         ids = np.where(parts > 0, parts + max(int(ids.max()), 0), ids)
     return ids

@@ -128,6 +128,10 @@ def build(tensors: Mapping[str, Tensor], card: ModelCard, *, where: str | Path |
             where=where,
         )
     values = {name: value.to(expected[name].dtype).clone() for name, value in found.items()}
+    if any(buffer.is_meta for name, buffer in model.named_buffers() if name not in expected):
+        # Constants that no checkpoint holds, such as the tables of timm's Swin Transformers, are made with the weights only.
+        with torch.random.fork_rng(devices=[]):
+            model = create(card.name, card.categories, card.task, input_size=card.input_size, options=card.options)
     model.load_state_dict(values, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(learns[name])

@@ -66,6 +66,8 @@ class TimmBackbone(nn.Module):
             OptionError: the parts of the network cannot be told from the names of its parameters.
         """
         ends = [str(name) for name in self.network.feature_info.module_name()]  # type: ignore[operator, union-attr]
+        if trainable > len(ends):
+            return
         names = [name for name, _ in self.network.named_parameters()]
         prefixes = [(f"{end}.", f"{end.replace('.', '_')}.") for end in ends]
         places = [[i for i, name in enumerate(names) if name.startswith(prefix)] for prefix in prefixes]

@@ -51,7 +51,7 @@ def count_pixels(model: Model, options: DenseOptions, train: Dataset) -> Tensor:
         semantic = train.semantic(index) if train.task == "semantic" else None
         truth = train.truth(index, masks=train.task == "instance")
         targets = collate([Sample(blank, truth, train.names[index], index, semantic)]).targets
-        kept, flags = membership(dense_truth(targets, model.card.task, categories, plain).labels, classes, form)
+        kept, flags = membership(dense_truth(targets, model.card.task, train.categories, plain).labels, classes, form)
         yes = (flags & kept[:, None]).sum(dim=(0, 2, 3)).double()
         counts += torch.stack((kept.sum() - yes, yes), dim=1)
     return counts if form == "sigmoid" else counts[:, 1]

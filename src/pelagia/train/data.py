@@ -6,6 +6,7 @@ thus a pure function of the step's number: any number of workers, and a run that
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -25,6 +26,7 @@ from pelagia.core.types import Int
 from pelagia.data.augment import (
     AugmentOptions,
     Transform,
+    WindowError,
     augment,
     corner_sample,
     evaluation_sample,
@@ -68,23 +70,31 @@ class Plan:
         images: N.
         batch: B, over all processes.
         seed: of the permutations.
+        windows: R, how many samples of each image an epoch holds.
     """
 
     images: int
     batch: int
     seed: int
+    windows: int = 1
+
+    @property
+    def samples(self) -> int:
+        """N R."""
+        return self.images * self.windows
 
     @property
     def steps_per_epoch(self) -> int:
-        """ceil(N / B)."""
-        return -(-self.images // self.batch)
+        """ceil(N R / B)."""
+        return -(-self.samples // self.batch)
 
     def step(self, step: int, rank: int = 0, world: int = 1) -> list[Slot]:
         """The B / world slots of process `rank` at global step `step`, counted from 0 over all epochs."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order, share = _order(self.images, self.seed, epoch), self.batch // world
+        order, share = _order(self.samples, self.seed, epoch), self.batch // world
         first = within * self.batch + rank * share
-        return [Slot(epoch, position, int(order[position % self.images])) for position in range(first, first + share)]
+        chosen = [(position, int(order[position % self.samples])) for position in range(first, first + share)]
+        return [Slot(epoch, position, number % self.images) for position, number in chosen]
 
 
 @lru_cache(maxsize=4)
@@ -179,16 +189,33 @@ class Maker:
         return corner_sample(sample, self.dataset.categories) if self.masks_padding else replace(sample, shown=None)
 
     def _sample(self, slot: Slot) -> Sample:
-        rng = np.random.default_rng([_SAMPLE, self.seed, slot.epoch, slot.position])
         if self.transform is not None:
-            index = self._readable(slot.index)
+            index, rng = self._readable(slot.index), self._generator(slot)
             return transformed_sample(self.dataset, index, rng, self.transform, self.input_size, masks=self.masks)
         if not self.varied:
             return evaluation_sample(self.dataset, slot.index, self.input_size, masks=self.masks, fetch=self._fetch)[0]
         options = self.augment
         if slot.epoch >= self.plain_from:
             options = replace(options, mosaic=0.0, mixup=0.0, cutmix=0.0, copy_paste=0.0)
-        return augment(self.dataset, slot.index, rng, options, self.input_size, masks=self.masks, fetch=self._fetch)
+        for offset in range(_MOST_BROKEN):
+            index, rng = (slot.index + offset) % len(self.dataset), self._generator(slot)
+            try:
+                return augment(
+                    self.dataset,
+                    index,
+                    rng,
+                    options,
+                    self.input_size,
+                    masks=self.masks,
+                    fetch=self._fetch,
+                    look=self.dataset.scan,
+                )
+            except WindowError as error:
+                self.skipped[self.dataset.names[error.index]] = error.reason
+        raise self._all_broken(slot.index)
+
+    def _generator(self, slot: Slot) -> np.random.Generator:
+        return np.random.default_rng([_SAMPLE, self.seed, slot.epoch, slot.position])
 
     def batch(self, slots: Sequence[Slot]) -> Batch:
         """The samples of `slots`, stacked; names the images that had to be skipped."""
@@ -209,13 +236,16 @@ class Maker:
                 self.skipped[self.dataset.names[candidate]] = error.reason
             else:
                 return candidate
-        name = self.dataset.names[index]
-        raise ImageError(f"{_MOST_BROKEN} images in a row cannot be read; run `pelagia doctor` on the data", where=name)
+        raise self._all_broken(index)
+
+    def _all_broken(self, index: int) -> ImageError:
+        text = f"{_MOST_BROKEN} images in a row cannot be read; run `pelagia doctor` on the data"
+        return ImageError(text, where=self.dataset.names[index])
 
 
 def measure_window(dataset: Dataset, base: Normalisation, *, most: int = 64) -> Normalisation:
     """`base` for 8-bit images; for 16-bit images `base` with the window that holds all but the outermost thousandth of the
-    intensities, at each end, of up to `most` images spread over the set.
+    intensities, at each end, of up to `most` images spread over the set; of scans parts are looked at.
 
     Raises:
         DataError: the images looked at hold 8 and 16 bit, for which no one window makes sense.
@@ -225,14 +255,15 @@ def measure_window(dataset: Dataset, base: Normalisation, *, most: int = 64) -> 
     kinds: dict[str, str] = {}
     for index in chosen:
         try:
-            image = dataset.image(int(index))
+            parts = _parts(dataset, int(index))
         except ImageError:
             continue
-        kinds.setdefault(str(image.dtype), dataset.names[index])
+        kinds.setdefault(str(parts[0].dtype), dataset.names[index])
         if kinds.keys() == {"uint8"} and len(kinds) == 1 and index >= chosen[min(3, len(chosen) - 1)]:
             return base  # nearly every set is 8-bit throughout; four images tell
-        if image.dtype == np.uint16:
-            counts += np.bincount(image.ravel(), minlength=65536)
+        for part in parts:
+            if part.dtype == np.uint16:
+                counts += np.bincount(part.ravel(), minlength=65536)
     if len(kinds) > 1:
         places = ", ".join(f"{kind} ({name})" for kind, name in sorted(kinds.items()))
         raise DataError(f"the images mix bit depths: {places}; convert them to one depth", where=dataset.root)
@@ -241,6 +272,19 @@ def measure_window(dataset: Dataset, base: Normalisation, *, most: int = 64) -> 
     share = np.cumsum(counts) / counts.sum()
     low, high = int(np.searchsorted(share, 0.001)), int(np.searchsorted(share, 0.999))
     return replace(base, low=float(low), high=float(max(high, low + 1)))
+
+
+def _parts(dataset: Dataset, index: int) -> list[NDArray[Any]]:
+    """The whole image, or of a scan windows of 512 pixels in a grid of four by four over it."""
+    scan = dataset.scan(index)
+    if scan is None:
+        return [dataset.image(index)]
+    with scan:
+        width, height = min(scan.width, 512), min(scan.height, 512)
+        places = itertools.product(
+            *(np.linspace(0, room, 4, dtype=np.int64).tolist() for room in (scan.height - height, scan.width - width))
+        )
+        return [scan.read(x, y, width, height) for y, x in places]
 
 
 class Loader:

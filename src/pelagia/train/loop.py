@@ -33,7 +33,17 @@ from pelagia.train.interrupt import Interrupt
 from pelagia.train.memory import available_bytes, fitting_batch
 from pelagia.train.optim import Schedule, choose_settings
 from pelagia.train.options import TrainOptions, resume_options
-from pelagia.train.prepare import Folds, choose_workers, describe, find_folds, machine, same_folds, start_model, too_few_queries
+from pelagia.train.prepare import (
+    Folds,
+    choose_windows,
+    choose_workers,
+    describe,
+    find_folds,
+    machine,
+    same_folds,
+    start_model,
+    too_few_queries,
+)
 from pelagia.train.run import Run, RunFolder, default_folder, device_name, versions
 from pelagia.train.step import Engine, build_engine, choose_precision, take_step
 from pelagia.train.trackers import Tracker, open_trackers
@@ -73,8 +83,9 @@ def train(
     options = resume_options(options, explicit) if options.resume else options
     group = join_group(options.device)
     with machine(options, group) as device:
-        setting = _set_up(options, dataset, val, RunFolder(_place(options, dataset, group), first=group.first, quiet=quiet))
-        folder = setting.folder
+        folder = RunFolder(_place(options, dataset, group), first=group.first, quiet=quiet)
+        setting = _set_up(options, dataset, val, transform, folder)
+        options = setting.options
         engine, plan = _build(options, group, device, setting)
         loader, judged = _feed(engine, plan, setting.folds, transform)
         settings, done = engine.progress.settings, engine.progress.step // plan.steps_per_epoch
@@ -93,8 +104,9 @@ def train(
 
 @dataclass(frozen=True)
 class _Setting:
-    """Where the run lives, the images it learns from and is judged by, and for a run that goes on its state."""
+    """The options, where the run lives, the images it learns from and is judged by, and for a run that goes on its state."""
 
+    options: TrainOptions
     folder: RunFolder
     folds: Folds
     saved: tuple[dict[str, Tensor], ModelCard, Progress] | None
@@ -107,18 +119,26 @@ def _place(options: TrainOptions, dataset: Dataset, group: Group) -> Path:
     return Path(group.share(options.out or str(default_folder(options, dataset))))
 
 
-def _set_up(options: TrainOptions, dataset: Dataset, val: Dataset | None, folder: RunFolder) -> _Setting:
-    """Divide the images, or take over the division of the run that goes on; say what was left out."""
+def _set_up(
+    options: TrainOptions, dataset: Dataset, val: Dataset | None, transform: Transform | None, folder: RunFolder
+) -> _Setting:
+    """Divide the images, or take over the division of the run that goes on; choose whole images or windows; say what was left
+    out."""
     saved = None
     if options.resume:
         saved = read_progress(folder.last if Path(options.resume).is_dir() else Path(options.resume))
         folds = same_folds(options, dataset, val, folder.path)
     else:
         folds = find_folds(options, dataset, val)
+    told: list[str] = []
+    if transform is None and saved is None:  # a run that goes on has chosen
+        options, told = choose_windows(options, folds.train)
     folder.begin(options, resumed=saved is not None)
     count = len(folds.val) if folds.val is not None else 0
     objects = f" with {len(folds.train.annotations)} objects" if folds.train.task != "semantic" else ""
     folder.say(f"{len(folds.train)} images{objects} to learn from, {count} images to validate on")
+    for line in told:
+        folder.say(line)
     folder.write("split.json", folds.names())
     if folds.skipped:
         folder.write("skipped.json", folds.skipped)
@@ -126,7 +146,7 @@ def _set_up(options: TrainOptions, dataset: Dataset, val: Dataset | None, folder
         folder.say(f"{total} items were skipped or corrected, listed in {folder.path / 'skipped.json'}:")
         for item in folds.skipped[:5]:
             folder.say(f"  {item['severity']}: {item['where']}: {item['message']} ({item['count']})")
-    return _Setting(folder, folds, saved)
+    return _Setting(options, folder, folds, saved)
 
 
 def _build(options: TrainOptions, group: Group, device: torch.device, setting: _Setting) -> tuple[Engine, Plan]:
@@ -134,19 +154,19 @@ def _build(options: TrainOptions, group: Group, device: torch.device, setting: _
 
     A run that goes on keeps batch, rate and card of its first step, and gets all tensors back from its checkpoint.
     """
-    folds, folder, saved = setting.folds, setting.folder, setting.saved
+    folds, folder, saved, windows = setting.folds, setting.folder, setting.saved, options.windows_per_image or 1
     start = start_model(options, folds.train, device, None if saved is None else saved[1])
     model = start.model
     told = (describe(model, start.frozen), *too_few_queries(model, folds.train))
     for line in (*told, *(start.transfer.lines() if start.transfer else ())):
         folder.say(line)
     if saved is None:
-        batch = _choose_batch(options, group, model, len(folds.train), folder)
-        steps = options.epochs * Plan(len(folds.train), batch, options.seed).steps_per_epoch
+        batch = _choose_batch(options, group, model, len(folds.train) * windows, folder)
+        steps = options.epochs * Plan(len(folds.train), batch, options.seed, windows).steps_per_epoch
         progress = Progress(choose_settings(options, batch, steps))
     else:
         progress = saved[2]
-    plan = Plan(len(folds.train), progress.settings.batch, options.seed)
+    plan = Plan(len(folds.train), progress.settings.batch, options.seed, windows)
     facts = _facts(options, folds, progress, device, start.weights)
     if model.card.task == "semantic":
         facts["receptive_field"] = receptive_field(model)

@@ -96,6 +96,16 @@ class TrainOptions:
     channels_last: bool = field(default=True, metadata=_help("Keep tensors as [B, H, W, C] in memory: faster on most devices."))
 
     augment: AugmentOptions = field(default_factory=AugmentOptions, metadata=_help("How training samples are varied."))
+    windows: Literal["auto", "always", "never"] = field(
+        default="auto",
+        metadata=_help(
+            "Learn from windows of images at full resolution, half of them around objects (crop 1, rare 0.5), or never; auto: "
+            "as the model does by itself, and where whole images, shrunk to the input, leave the typical object under 16 pixels."
+        ),
+    )
+    windows_per_image: int = field(
+        default=0, metadata=_help("Windows of each image in an epoch; 0 for one, and of scans for as many as cover them.")
+    )
     close_mosaic: int = field(
         default=10, metadata=_help("Last epochs without mosaic, mixup, cutmix and copy-paste; at most a third of the run.")
     )
@@ -154,7 +164,12 @@ class TrainOptions:
                 raise OptionError(f"--{name.replace('_', '-')} must lie in {low:g} to {high:g}, got {value}")
         if self.task is not None and self.task not in TASKS:
             raise OptionError(f"--task must be one of {', '.join(TASKS)}, got {self.task!r}")
-        for name, allowed in (("optimizer", ("auto", "sgd", "adamw")), ("amp", ("auto", "on", "off"))):
+        allowed_values = (
+            ("optimizer", ("auto", "sgd", "adamw")),
+            ("amp", ("auto", "on", "off")),
+            ("windows", ("auto", "always", "never")),
+        )
+        for name, allowed in allowed_values:
             if getattr(self, name) not in allowed:
                 raise OptionError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name, texts in (("lr-factors", self.lr_factors), ("model-options", self.model_options)):
@@ -216,6 +231,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, 1_000_000),
     ("batch", 1, 65_536),
+    ("windows_per_image", 0, 65_536),
     ("imgsz", 32, 8192),
     ("lr", 1e-12, 1e3),
     ("lr_final", 0, 1),

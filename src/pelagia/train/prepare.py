@@ -19,10 +19,12 @@ from pelagia.core import image as core_image
 from pelagia.core.allocator import keep_freed_memory
 from pelagia.core.card import ModelCard
 from pelagia.core.files import read_json
+from pelagia.core.types import Float
 from pelagia.data.dataset import Dataset
 from pelagia.data.split import read_splits, split
 from pelagia.errors import DataError, ImageError, ModelError, OptionError, TrainingError
 from pelagia.infer.runtimes import cpu_count
+from pelagia.infer.views import TILE_FACTOR
 from pelagia.models.foreign import load_any
 from pelagia.models.model import Model
 from pelagia.models.registry import create
@@ -49,6 +51,15 @@ __all__ = [
 _LIST_LIMIT_BYTES = 2_000_000_000
 
 _VAL_NAMES = ("val", "valid", "validation")
+
+#: Pixels of the input that the typical object must have to be learnt from whole images.
+_LEARNABLE = 16.0
+
+#: Share of windows around an object where windows are chosen for the user.
+_AROUND_OBJECTS = 0.5
+
+#: So many times the pixels of the input make an image a scan; and the most windows of one in an epoch.
+_SCAN, _MOST_WINDOWS = 16, 1000
 
 
 @contextmanager
@@ -240,8 +251,9 @@ def start_model(options: TrainOptions, train: Dataset, device: torch.device, kno
         ModelError, OptionError, CheckpointError: the network cannot be built, or the weights do not fit.
     """
     torch.manual_seed(options.seed)
-    published = PUBLISHED.get(options.model) if options.pretrained and not options.backbone else None
-    own = {**(published.options if published is not None else {}), **options.own_options()}
+    given = options.own_options()
+    published = PUBLISHED.get(options.model) if options.pretrained and "backbone" not in given else None
+    own = {**(published.options if published is not None else {}), **given}
     try:
         model = create(options.model, train.categories, train.task, input_size=options.imgsz, options=own)
     except ModelError as error:
@@ -260,11 +272,12 @@ def start_model(options: TrainOptions, train: Dataset, device: torch.device, kno
             card = replace(card, licence=published.licence, source=f"{published.source}, {published.file_name}")
             facts = {"file": published.url, "licence": published.licence, **report.to_dict()}
         elif options.pretrained:
-            licence = _pretrain(model)
-            means = timm.get_pretrained_cfg(options.backbone.removeprefix("timm:"))
-            base = replace(base, mean=tuple(means.mean), std=tuple(means.std))  # what the backbone was trained with
-            card = replace(card, licence=licence, source=f"backbone {options.backbone}")
-            facts = {"file": options.backbone, "licence": licence}
+            name, licence = _pretrain(model)
+            known_as = timm.get_pretrained_cfg(name)
+            assert known_as is not None  # its weights were just fetched
+            base = replace(base, mean=tuple(known_as.mean), std=tuple(known_as.std))  # what the backbone was trained with
+            card = replace(card, licence=licence, source=f"backbone timm:{name}")
+            facts = {"file": f"timm:{name}", "licence": licence}
         if options.weights:
             source = _weights(Path(options.weights))
             report = transfer(model, source.state_dict(), source.card.class_names, where=options.weights)
@@ -277,12 +290,12 @@ def start_model(options: TrainOptions, train: Dataset, device: torch.device, kno
     return Start(model.to(device=device, memory_format=layout), report, facts, frozen)  # type: ignore[call-overload]
 
 
-def _pretrain(model: Model) -> str:
-    """Fetch the weights of the model's backbone; returns their licence."""
-    fetch = getattr(getattr(model, "backbone", None), "load_pretrained", None)
-    if fetch is None:
+def _pretrain(model: Model) -> tuple[str, str]:
+    """Fetch the weights of the model's backbone; returns its name in timm and their licence."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None or not hasattr(backbone, "load_pretrained"):
         raise OptionError(f"--pretrained: {model.card.name} has no weights of its own to fetch; add --backbone timm:NAME")
-    return str(fetch())
+    return str(backbone.name), str(backbone.load_pretrained())
 
 
 def _weights(path: Path) -> Model:
@@ -290,6 +303,50 @@ def _weights(path: Path) -> Model:
     if path.is_dir():
         path = next((path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()), path)
     return load_any(path)
+
+
+def choose_windows(options: TrainOptions, train: Dataset) -> tuple[TrainOptions, list[str]]:
+    """The options with `windows` and `windows_per_image` carried out, and a sentence on what was chosen for the user.
+
+    Whole images serve no longer where their median long side is more than 1.5 times the input and the typical object (its median
+    long side), shrunk by as much, is under 16 pixels of it, two cells of the finest grid of most detectors. Of images with at
+    least 16 times the pixels of the input an epoch then shows as many windows as cover the median image.
+    """
+    augment, told = options.augment, list[str]()
+    if options.windows == "never":
+        augment = replace(augment, crop=0.0, rare=0.0)
+    elif options.windows == "always" and not augment.crop:
+        augment = replace(augment, crop=1.0, rare=_AROUND_OBJECTS)
+    elif not augment.crop and (small := _too_small(options, train)) is not None:
+        augment = replace(augment, crop=1.0, rare=_AROUND_OBJECTS)
+        told.append(
+            f"in images shrunk to {options.imgsz} pixels the typical object would be {small:.1f} pixels long: learning from "
+            "windows at full resolution, half of them around objects (--windows never for whole images)"
+        )
+    count = options.windows_per_image or 1
+    sizes = _known_sizes(train)
+    if augment.crop >= 0.5 and not options.windows_per_image and len(sizes):
+        cover = float(np.median(sizes.prod(axis=1))) / options.imgsz**2
+        if cover >= _SCAN:
+            count = min(round(cover), _MOST_WINDOWS)
+            told.append(f"an epoch shows {count} windows of each image (--windows-per-image)")
+    return replace(options, augment=augment, windows_per_image=count), told
+
+
+def _too_small(options: TrainOptions, train: Dataset) -> float | None:
+    """The length of the typical object in whole images that are shrunk to the input, if it is too small to be learnt so."""
+    sizes, flat = _known_sizes(train), train.annotations
+    boxes = flat.boxes[~(flat.crowd | flat.ignore)]
+    if not len(sizes) or not len(boxes):
+        return None
+    shrunk = float(np.median(sizes.max(axis=1))) / options.imgsz
+    typical = float(np.median((boxes[:, 2:] - boxes[:, :2]).max(axis=1))) / shrunk
+    return typical if shrunk > TILE_FACTOR and typical < _LEARNABLE else None
+
+
+def _known_sizes(dataset: Dataset) -> Float:
+    """[K, 2], widths and heights of the images whose sizes are known."""
+    return dataset.sizes[(dataset.sizes > 0).all(axis=1)].astype(np.float64)
 
 
 def describe(model: Model, frozen: Sequence[str]) -> str:

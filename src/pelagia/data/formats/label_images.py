@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -71,7 +71,9 @@ def read(path: Path, options: ReadOptions) -> Dataset:
 
     `options.task` (`instance` or `semantic`) decides what the numbers mean; otherwise the folder's name does. Instance masks have
     one class, `object` unless `options.classes` names it, or the classes of `objects.csv`. In semantic masks a value is a class
-    and 255 is ignored; masks of 0 and 255 alone (16 bit: 0 and 65535) are binary, and 255 becomes class 1.
+    and 255 is ignored; masks of 0 and 255 alone (16 bit: 0 and 65535) are binary, and 255 becomes class 1. Where objects are
+    wanted, masks of a folder called `semantic` and binary masks of one not called for instances stay semantic: their values
+    number no objects, which `Dataset.with_task` then finds as components.
 
     Raises:
         FormatError: no label image, or sizes that differ from the images'.
@@ -97,8 +99,20 @@ def _folder_source(path: Path, options: ReadOptions) -> _Source:
     if options.task is not None:
         if options.task not in ("instance", "semantic", "detect", "oriented"):
             raise OptionError(f"label images serve the tasks instance and semantic, not {options.task!r}", where=path)
-        kind = "semantic" if options.task == "semantic" else "instance"
+        pairs = _match(images, labels)
+        classes = kind == "semantic" and (labels.name == "semantic" or _are_binary(pairs.values()))
+        kind = "semantic" if options.task == "semantic" or classes else "instance"
     return _Source(path, _match(images, labels), kind or "instance", None, {}, images, [])
+
+
+def _are_binary(labels: Iterable[Path | None]) -> bool:
+    """Whether label images hold 0 and the largest value of their type alone."""
+    values: set[int] = set()
+    for label in labels:
+        values |= set() if label is None else set(np.flatnonzero(_histogram(read_label_pixels(label))).tolist())
+        if not (values <= {0, IGNORE_INDEX} or values <= {0, 65535}):
+            return False
+    return max(values, default=0) > 0
 
 
 def _match(images: Path, labels: Path) -> dict[Path, Path | None]:

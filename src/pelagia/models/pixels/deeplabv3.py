@@ -103,7 +103,7 @@ class DeepLabV3(Model):
 
     def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """The terms of `options.loss`, and `aux`."""
-        truth = dense_truth(targets, self.card.task, len(self.card.categories), self.options)
+        truth = dense_truth(targets, self.card.task, self.card.categories, self.options)
         return dense_loss(
             outputs, truth, self.options, aux_weight=self.options.aux_weight, across=Processes(self.reduce, self.gather)
         )

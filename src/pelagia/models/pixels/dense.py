@@ -8,7 +8,7 @@ that each object stays a component of its own, and the weights of the U-Net pape
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, cast
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pelagia.core.card import ModelCard
-from pelagia.core.types import IGNORE_INDEX, Category, Task
+from pelagia.core.types import BACKGROUND, IGNORE_INDEX, Category, Task
 from pelagia.errors import ModelError, OptionError
 from pelagia.losses.borders import border_weights, components
 from pelagia.losses.pixels import ALONE, FORMS, TERMS, Form, Processes, pixel_loss
@@ -43,8 +43,8 @@ class DenseOptions:
             the training images, which training counts once and replaces by numbers), or one number per class, the ground first
             for the task instance, joined by commas; for the form sigmoid also two per class, of no and of yes.
         gamma: exponent of the focal term.
-        border: where the ground between objects weighs more: auto (task instance), always, never. In the task semantic class 0
-            is the ground, and the components of the other classes are the objects.
+        border: where the ground between objects weighs more: auto (task instance), always, never. In the task semantic the
+            class called background, else class 0, is the ground, and the components of the other classes are the objects.
         border_weight: w0 of `losses.borders`.
         border_sigma: in pixels of the input.
         separate: how the task instance divides what is one class: components, or watershed of the distance to the ground.
@@ -171,7 +171,9 @@ class DenseTruth:
     weights: Tensor | None
 
 
-def dense_truth(targets: Targets, task: Task, categories: int, options: DenseOptions, margin: int = 0) -> DenseTruth:
+def dense_truth(
+    targets: Targets, task: Task, categories: Sequence[Category], options: DenseOptions, margin: int = 0
+) -> DenseTruth:
     """The truth of a batch for a model whose answers leave out `margin` pixels along each border of the input.
 
     Weights of borders are computed here, on the CPU, after augmentation: prepared with the data they would have to be warped with
@@ -189,14 +191,20 @@ def dense_truth(targets: Targets, task: Task, categories: int, options: DenseOpt
     weights = None
     if options.border_weight and (options.border == "always" or (options.border == "auto" and task == "instance")):
         maps = (labels if ids is None else torch.where(labels == IGNORE_INDEX, -1, ids)).cpu().numpy()
-        numbered = maps if ids is not None else [components(item) for item in maps]
+        numbered = maps if ids is not None else [components(item, _ground(categories)) for item in maps]
         extra = [border_weights(item, weight=options.border_weight, sigma=options.border_sigma) for item in numbered]
         weights = torch.stack([torch.from_numpy(item) for item in extra]).to(labels.device).add_(1.0)
     if task == "instance" and options.form == "sigmoid":
         # The ground is no class: label c + 1 becomes c, the ground the label of no channel.
-        labels = torch.where(labels == IGNORE_INDEX, labels, torch.where(labels == 0, categories, labels - 1))
+        labels = torch.where(labels == IGNORE_INDEX, labels, torch.where(labels == 0, len(categories), labels - 1))
     inner = (..., slice(margin, labels.shape[-2] - margin), slice(margin, labels.shape[-1] - margin))
     return DenseTruth(labels[inner], None if weights is None else weights[inner])
+
+
+def _ground(categories: Sequence[Category]) -> int:
+    """The class between objects: the one called background, else the first."""
+    named = [label for label, category in enumerate(categories) if category.name.strip().casefold() == BACKGROUND]
+    return named[0] if named else 0
 
 
 def _instance_labels(targets: Targets) -> tuple[Tensor, Tensor]:

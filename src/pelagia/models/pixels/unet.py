@@ -136,7 +136,7 @@ class UNet(Model):
 
     def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """The terms of `options.loss`."""
-        truth = dense_truth(targets, self.card.task, len(self.card.categories), self.options, self.card.margin)
+        truth = dense_truth(targets, self.card.task, self.card.categories, self.options, self.card.margin)
         return dense_loss(outputs, truth, self.options, across=Processes(self.reduce, self.gather))
 
     def _check(self, size: tuple[int, int]) -> None:

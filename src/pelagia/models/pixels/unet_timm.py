@@ -105,7 +105,7 @@ class TimmUNet(Model):
 
     def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """The terms of `options.loss`."""
-        truth = dense_truth(targets, self.card.task, len(self.card.categories), self.options)
+        truth = dense_truth(targets, self.card.task, self.card.categories, self.options)
         return dense_loss(outputs, truth, self.options, across=Processes(self.reduce, self.gather))
 
     def _check(self, size: tuple[int, int]) -> None:
