@@ -171,11 +171,16 @@ def test_timm_backbone_names_what_it_lacks() -> None:
 
 
 def test_stages_that_cannot_be_told_apart_are_no_hindrance_where_all_learn() -> None:
-    backbone = TimmBackbone("efficientformer_l1", (4, 8, 16, 32))
+    backbone = TimmBackbone("mobileone_s0", (4, 8, 16, 32))
     backbone.freeze_stages(5)
     assert all(parameter.requires_grad for parameter in backbone.parameters())
     with pytest.raises(OptionError, match="cannot be told apart"):
         backbone.freeze_stages(3)
+
+
+def test_timm_networks_that_take_any_size_without_being_told() -> None:
+    maps = TimmBackbone("twins_pcpvt_small", (4, 8, 16, 32)).eval()(torch.zeros(1, 3, 64, 96))
+    assert [tuple(x.shape[2:]) for x in maps] == [(64 // stride, 96 // stride) for stride in (4, 8, 16, 32)]
 
 
 @pytest.mark.parametrize("size", [(64, 96), (128, 64)])

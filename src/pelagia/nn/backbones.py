@@ -110,9 +110,13 @@ def _build(
             config = timm.get_pretrained_cfg(name)
             if config is not None and config.fixed_input_size:  # windows and position codes made for one size of image
                 dilated["dynamic_img_size"] = True
-            network: nn.Module = timm.create_model(
-                name, features_only=True, pretrained=pretrained, out_indices=indices, **dilated
-            )
+            whole = {"features_only": True, "pretrained": pretrained, "out_indices": indices}
+            try:
+                network: nn.Module = timm.create_model(name, **whole, **dilated)
+            except TypeError:  # some of these take any size as they are, and no such argument
+                if dilated.pop("dynamic_img_size", None) is None:
+                    raise
+                network = timm.create_model(name, **whole, **dilated)
     except (RuntimeError, ValueError, KeyError, AttributeError, NotImplementedError, TypeError) as error:
         *first, last = map(str, strides or ("any",))
         needed = f"strides {', '.join(first)} and {last}" if first else f"stride {last}"
