@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pelagia.core import scan as scan_module
 from pelagia.core.image import find_images, image_size, read
 from pelagia.core.scan import open_scan
+from pelagia.data.label_pixels import read_label_pixels
 from pelagia.errors import ImageError, MissingExtraError
 
 
@@ -143,6 +144,8 @@ def damaged(path: Path, how: str) -> None:
         inner["codecs"][0]["name"] = "no such codec"
     elif how == "shape":
         inner["shape"] = [-5, "x"]
+    elif how == "chunks":
+        inner["chunk_grid"]["configuration"]["chunk_shape"] = [0, 32]
     elif how == "datasets":
         multiscale["datasets"] = []
     elif how == "axes":
@@ -153,7 +156,7 @@ def damaged(path: Path, how: str) -> None:
     array.write_text(json.dumps(inner))
 
 
-@pytest.mark.parametrize("how", ["no json", "array gone", "codec", "shape", "datasets", "axes", "axes of another kind"])
+@pytest.mark.parametrize("how", ["no json", "array gone", "codec", "shape", "chunks", "datasets", "axes", "axes of another kind"])
 def test_broken_metadata_are_named(tmp_path: Path, how: str) -> None:
     path = write_ome(tmp_path / "broken.zarr", noise(40, 40), "yx", (32, 32), "0.5")
     damaged(path, how)
@@ -238,3 +241,33 @@ def test_without_zarr_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(MissingExtraError, match=r"pelagia\[zarr\]"):
         read(path)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize(
+    ("axes", "shape", "chunks", "told"),
+    [
+        ("yx", (16, 16), (60_000, 60_000), "60000 x 60000"),
+        ("tczyx", (1, 1, 1, 16, 16), (60_000, 1, 60_000, 16, 16), "16 x 16 x 60000 x 60000"),
+        ("cyx", (3, 16, 16), (60_000_000, 16, 16), "16 x 16 x 20000000"),
+    ],
+)
+def test_a_small_image_in_a_chunk_that_is_stated_to_be_huge_is_a_bomb(
+    tmp_path: Path, version: Any, axes: str, shape: Any, chunks: Any, told: str
+) -> None:
+    path = write_ome(tmp_path / "bomb.zarr", noise(*shape), axes, shape, version)
+    read(path, max_pixels=256)  # channels count as one
+    open_scan(path, max_pixels=256).close()
+    file = path / "0" / (".zarray" if version == "0.4" else "zarr.json")
+    content = json.loads(file.read_text())
+    if version == "0.4":
+        content["chunks"] = chunks
+    else:
+        content["chunk_grid"]["configuration"]["chunk_shape"] = chunks
+    file.write_text(json.dumps(content))
+    for call in (read, open_scan):
+        with pytest.raises(ImageError, match=rf"bomb\.zarr: stored in pieces of {told} pixels.*1,000,000,000.*--max-pixels"):
+            call(path)
+    if axes == "yx":
+        with pytest.raises(ImageError, match=r"bomb\.zarr: the label image is stored in pieces of 60000 x 60000 pixels"):
+            read_label_pixels(path)

@@ -19,6 +19,7 @@ from pelagia.core import tiff_pieces
 from pelagia.core.image import image_size, orient, read, write
 from pelagia.core.scan import Scan, open_scan
 from pelagia.core.tiff_pieces import TiffPieces
+from pelagia.data.label_pixels import read_label_pixels
 from pelagia.errors import ImageError, OptionError
 
 
@@ -431,3 +432,50 @@ def test_broken_pieces_closed_scans_and_one_piece_bombs(tmp_path: Path) -> None:
         open_scan(path, max_pixels=100)
     with pytest.raises(ImageError, match="does not exist"):
         open_scan(tmp_path / "absent.tif")
+
+
+@pytest.mark.parametrize("whole", [0, 1 << 22])
+@pytest.mark.parametrize("side", [4096, 65_536])
+@pytest.mark.parametrize("tile", [(64, 64), (16, 16)])
+def test_a_small_image_in_a_tile_that_is_stated_to_be_huge_is_a_bomb(
+    tmp_path: Path, tile: tuple[int, int], side: int, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_module, "WHOLE_PIXELS", whole)
+    path = tmp_path / "bomb.tif"
+    tifffile.imwrite(path, noise(64, 64), tile=tile, compression="zlib", metadata=None)
+    limit = 1_000_000 if side == 4096 else 1_000_000_000
+    read(path, max_pixels=limit)
+    open_scan(path, max_pixels=limit).close()
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for tag in (322, 323):  # TileWidth, TileLength
+            file.pages[0].tags[tag].overwrite(side)  # type: ignore[union-attr]
+    for open_it in (read, open_scan):
+        with pytest.raises(ImageError, match=rf"bomb\.tif: stored in pieces of {side} x {side} pixels.*{limit:,}.*--max-pixels"):
+            open_it(path, max_pixels=limit)
+    if side == 65_536:
+        with pytest.raises(ImageError, match=r"bomb\.tif: the label image is stored in pieces of 65536 x 65536 pixels"):
+            read_label_pixels(path)
+
+
+def test_planes_of_a_tile_count(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.tif"
+    depth = [(65000, 4, 1, 100_000, True)]
+    tifffile.imwrite(path, noise(64, 64), tile=(64, 64), compression="zlib", metadata=None, extratags=depth)
+    data = path.read_bytes()
+    assert data.count(struct.pack("<HHI", 65000, 4, 1)) == 1
+    path.write_bytes(data.replace(struct.pack("<HHI", 65000, 4, 1), struct.pack("<HHI", 32998, 4, 1)))  # TileDepth
+    for open_it in (read, open_scan):
+        with pytest.raises(
+            ImageError, match=r"bomb\.tif: stored in pieces of 64 x 64 x 100000 pixels.*409,599,999.*--max-pixels"
+        ):
+            open_it(path, max_pixels=409_599_999)
+
+
+def test_rows_of_a_strip_beyond_the_image_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    image = noise(64, 64)
+    tifffile.imwrite(path, image, rowsperstrip=64, compression="zlib", metadata=None)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[278].overwrite(2**32 - 1)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(read(path, max_pixels=4096)[..., 0], image)
+    np.testing.assert_array_equal(open_scan(path, max_pixels=4096).read(0, 0, 64, 64)[..., 0], image)

@@ -6,6 +6,7 @@ An image is [H, W, C] with C = 1 (grey) or 3 (RGB), uint8 or uint16.
 from __future__ import annotations
 
 import glob
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "Pixels",
+    "check_piece",
     "find_images",
     "image_size",
     "is_tiff",
@@ -67,12 +69,13 @@ def read(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Pixels:
 
     Raises:
         ImageError: missing, of another kind, cut short or broken, of floats or more than 16 bits, or of more than `max_pixels`
-            pixels (checked before anything is decoded).
+            pixels, or stored in a piece of more (checked before anything is decoded).
     """
     source = Path(path)
     if source.is_dir():
         pieces = ome_zarr.open_zarr(source)
         _check_size(pieces.width, pieces.height, max_pixels, source)
+        check_piece(pieces.stated, max_pixels, source)
         return pieces.window(slice(0, pieces.height), slice(0, pieces.width))
     try:
         with open(source, "rb") as stream:
@@ -95,6 +98,7 @@ def read(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         raise ImageError(f"broken image: {error}; copy the file again", where=source) from error
     with tiff.open_page(source) as page:
         _check_size(page.width, page.height, max_pixels, source)
+        check_piece(page.piece, max_pixels, source)
         return orient(tiff.read_page(page), page.orientation)
 
 
@@ -148,6 +152,23 @@ def _check_size(width: int, height: int, max_pixels: int, path: Path) -> None:
         raise ImageError(
             f"{width} x {height} pixels, more than the limit of {max_pixels:,} for an image decoded whole; save it as a tiled "
             "TIFF, or raise the limit (--max-pixels)",
+            where=path,
+        )
+
+
+def check_piece(lengths: Sequence[int], max_pixels: int, path: Path) -> None:
+    """Refuse pieces (tiles, strips or chunks) that the file states to have these columns, rows and lengths along other axes.
+
+    A piece is decoded whole, however little of it lies in the image.
+
+    Raises:
+        ImageError: it has more than `max_pixels` pixels.
+    """
+    if math.prod(lengths) > max_pixels:
+        told = " x ".join(str(length) for place, length in enumerate(lengths) if place < 2 or length > 1)
+        raise ImageError(
+            f"stored in pieces of {told} pixels, more than the limit of {max_pixels:,}; save it with smaller tiles, or raise the "
+            "limit (--max-pixels)",
             where=path,
         )
 
@@ -263,7 +284,7 @@ def find_images(places: str | Path | Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for place in [places] if isinstance(places, str | Path) else places:
         path = Path(place)
-        if path.exists():
+        if os.path.exists(path):
             matches = [path]
         elif glob.has_magic(str(place)):
             matches = sorted(Path(name) for name in glob.glob(str(place), recursive=True))

@@ -63,6 +63,13 @@ class ZarrPieces:
     rows: int
     columns: int
 
+    @property
+    def stated(self) -> tuple[int, ...]:
+        """Columns, rows and lengths along the other axes of a chunk as the metadata state it; channels count in images."""
+        sizes = dict(zip(self.axes, self.array.chunks, strict=True))
+        more = {axis: size for axis, size in sizes.items() if axis not in ("y", "x")}
+        return (self.columns, self.rows, *(-(-size // self.channels) if axis == "c" else size for axis, size in more.items()))
+
     def piece(self, row: int, column: int) -> NDArray[Any]:
         """The pixels [h, w, C] of a chunk, or of the chunks of all channels.
 
@@ -171,6 +178,8 @@ def _pieces(path: Path, array: Any, axes: tuple[str, ...]) -> ZarrPieces:
     if min(shape["y"], shape["x"]) < 1:
         raise ImageError(f"the metadata state {shape['x']} x {shape['y']} pixels", where=path)
     chunks = dict(zip(axes, array.chunks, strict=True))
+    if min(chunks.values()) < 1:
+        raise ImageError(f"the metadata state chunks of {list(array.chunks)}; copy or save it again", where=path)
     native = kind.newbyteorder("=")
     return ZarrPieces(path, array, axes, shape["x"], shape["y"], channels, native, chunks["y"], chunks["x"])
 

@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core import ome_zarr, tiff, tiff_pieces
-from pelagia.core.image import MAX_PIXELS, Pixels, is_tiff, orient, read
+from pelagia.core.image import MAX_PIXELS, Pixels, check_piece, is_tiff, orient, read
 from pelagia.errors import ImageError, OptionError
 
 __all__ = ["CACHE_BYTES", "SCAN_FACTOR", "WHOLE_PIXELS", "Pieces", "Scan", "open_pieces", "open_scan"]
 
 #: Decoded pieces kept, so that overlapping windows do not decode twice; three rows of 512-pixel tiles of a 55,000-pixel RGB scan.
+#: The last one is kept whatever its size.
 CACHE_BYTES = 256 << 20
 
 #: A TIFF of fewer pixels is decoded whole: that is faster than piecewise, and small enough.
@@ -59,6 +60,10 @@ class Pieces(Protocol):
     @property
     def columns(self) -> int:
         """Of a piece."""
+
+    @property
+    def stated(self) -> tuple[int, ...]:
+        """Columns, rows and lengths along other axes of a piece as the file states it: so much is decoded."""
 
     def piece(self, row: int, column: int) -> NDArray[Any]:
         """The pixels [h, w, C] of a piece, cut at the image's border.
@@ -232,9 +237,4 @@ def _check_limits(pieces: Pieces, max_pixels: int, source: Path) -> None:
             "; if that is meant, raise the limit (--max-pixels)",
             where=source,
         )
-    if pieces.rows * pieces.columns > max_pixels:
-        raise ImageError(
-            f"stored in pieces of {pieces.columns} x {pieces.rows} pixels, more than the limit of {max_pixels:,}; save it with "
-            "smaller tiles, or raise the limit (--max-pixels)",
-            where=source,
-        )
+    check_piece(pieces.stated, max_pixels, source)

@@ -42,7 +42,8 @@ _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _SEPARATED, _YCBCR = 0, 1, 2, 3, 5, 6
 class TiffPage:
     """The image of an open TIFF: `width`, `height` as stored, EXIF `orientation`, `channels` after reading (1 or 3).
 
-    `page` says how samples are stored; the data are those of `planes`: one page, or three, the channels of an OME-TIFF.
+    `page` says how samples are stored; the data are those of `planes`: one page, or three, the channels of an OME-TIFF. `piece`
+    is what the directory states of a tile or strip: columns, rows and planes, of a tile also more than the image has.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class TiffPage:
     orientation: int
     channels: int
     dtype: np.dtype[Any]
+    piece: tuple[int, int, int]
 
 
 @contextmanager
@@ -73,13 +75,16 @@ def open_page(path: Path) -> Iterator[TiffPage]:
             planes = _planes(tiff, path)
             page = planes[0].keyframe
             tag = page.tags.get(274)
-            orientation = int(tag.value) if tag is not None else 1
+            orientation = int(tag.value) if tag is not None and 1 <= int(tag.value) <= 8 else 1
             width, height = int(page.imagewidth), int(page.imagelength)
             channels = max(_check(page, path), len(planes))  # a broken tag may hold several values, or none
             dtype = np.dtype(np.uint16 if page.bitspersample > 8 and page.photometric != _PALETTE else np.uint8)
+            piece = (width, min(int(page.rowsperstrip), height), 1)
+            if page.is_tiled:
+                piece = (int(page.tilewidth), int(page.tilelength), int(page.tiledepth))
         except BROKEN as error:
             raise ImageError(f"the first page of this TIFF is broken ({error}); save it again", where=path) from error
-        yield TiffPage(path, page, planes, width, height, orientation if 1 <= orientation <= 8 else 1, channels, dtype)
+        yield TiffPage(path, page, planes, width, height, orientation, channels, dtype, piece)
 
 
 def _planes(tiff: tifffile.TiffFile, path: Path) -> tuple[Any, ...]:
@@ -241,7 +246,7 @@ def decode_segment(page: TiffPage, plane: Any, index: int) -> NDArray[Any]:
         offset, count = plane.dataoffsets[index], plane.databytecounts[index]
         if count == 0:  # a sparse file leaves out pieces of nothing but the fill value
             samples = 1 if inner.planarconfig == 2 else int(inner.samplesperpixel)
-            return np.full((*_segment_shape(page), samples), inner.nodata, dtype=inner.dtype)
+            return np.full((page.piece[1], page.piece[0], samples), inner.nodata, dtype=inner.dtype)
         if offset + count > handle.size:
             raise ImageError("cut short: pixel data is missing at the end; copy the file again", where=page.path)
         handle.seek(offset)
@@ -254,14 +259,6 @@ def decode_segment(page: TiffPage, plane: Any, index: int) -> NDArray[Any]:
         raise ImageError(
             f"piece {index} of the pixel data cannot be decoded ({error}); copy or save the file again", where=page.path
         ) from error
-
-
-def _segment_shape(page: TiffPage) -> tuple[int, int]:
-    """Rows and columns of a tile or strip as the directory states them."""
-    inner = page.page
-    if inner.is_tiled:
-        return int(inner.tilelength), int(inner.tilewidth)
-    return min(int(inner.rowsperstrip), page.height), page.width
 
 
 def _refuse_bomb(page: TiffPage, index: int, data: bytes) -> None:
@@ -281,7 +278,7 @@ def _refuse_bomb(page: TiffPage, index: int, data: bytes) -> None:
         raise ImageError(
             f"piece {index} of the pixel data has a broken header ({error}); copy or save the file again", where=page.path
         ) from error
-    rows, columns = _segment_shape(page)
+    columns, rows, _ = page.piece
     # Encoders round up to whole blocks, of 16 pixels at most.
     if width > columns + 16 or height > rows + 16:
         raise ImageError(

@@ -50,6 +50,11 @@ class TiffPieces:
         """uint8 or uint16."""
         return self.page.dtype
 
+    @property
+    def stated(self) -> tuple[int, ...]:
+        """Columns, rows and planes of a piece as the file states it."""
+        return (self.columns, self.rows) if self.raw or self.strips else self.page.piece
+
     def piece(self, row: int, column: int) -> NDArray[Any]:
         """The pixels [h, w, C] of a piece.
 

@@ -6,6 +6,7 @@ accepted; JPEG is refused, since its compression changes labels.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,18 @@ def read_label_pixels(path: str | Path) -> NDArray[Any]:
     if path.is_dir():
         pieces = ome_zarr.open_zarr(path)
         _check_size(pieces.height, pieces.width, path)
+        _check_size(math.prod(pieces.stated[1:]), pieces.stated[0], path, "is stored in pieces of")
         return _single_channel(pieces.window(slice(0, pieces.height), slice(0, pieces.width)), path)
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
             with tifffile.TiffFile(path) as tiff:
-                height, width = tiff.pages[0].shape[:2]
+                page: Any = tiff.pages[0]
+                height, width = page.shape[:2]
                 _check_size(int(height), int(width), path)
-                pixels = np.asarray(tiff.pages[0].asarray())
+                if page.is_tiled:
+                    rows = int(page.tilelength) * int(page.tiledepth)
+                    _check_size(rows, int(page.tilewidth), path, "is stored in pieces of")
+                pixels = np.asarray(page.asarray())
         else:
             with Image.open(path) as image:
                 _check_size(image.height, image.width, path)
@@ -81,9 +87,9 @@ def write_label_pixels(path: str | Path, pixels: NDArray[np.uint8] | NDArray[np.
         Image.fromarray(pixels).save(file, format="PNG")
 
 
-def _check_size(height: int, width: int, path: Path) -> None:
+def _check_size(height: int, width: int, path: Path, what: str = "has") -> None:
     if height * width > MAX_LABEL_PIXELS:
-        raise ImageError(f"the label image has {width} x {height} pixels, more than {MAX_LABEL_PIXELS:,}", where=path)
+        raise ImageError(f"the label image {what} {width} x {height} pixels, more than {MAX_LABEL_PIXELS:,}", where=path)
 
 
 def _single_channel(pixels: NDArray[Any], path: Path) -> NDArray[Any]:
