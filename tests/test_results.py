@@ -17,7 +17,7 @@ from pelagia.errors import EvaluationError, FormatError, ImageError
 from pelagia.infer.objects import instances_of
 from pelagia.infer.predict import FileResult
 from pelagia.infer.read_predictions import read_predictions
-from pelagia.infer.result_pictures import draw_result, picture_names, relative_names
+from pelagia.infer.result_pictures import draw_result
 from pelagia.infer.results import ResultWriter
 from tiny_onnx import tiny_card
 
@@ -180,14 +180,6 @@ def test_an_interrupted_run_keeps_what_it_has_and_a_failed_one_leaves_nothing(tm
     with pytest.raises(ZeroDivisionError):
         fail(tmp_path / "failed", ZeroDivisionError)
     assert [path.name for path in (tmp_path / "failed").iterdir()] == ["results"]  # what is finished stays
-
-
-def test_names_of_files_and_pictures(tmp_path: Path) -> None:
-    paths = [tmp_path / "x" / "a.png", tmp_path / "y" / "a.png", tmp_path / "y" / "a.tif"]
-    names = relative_names(paths)
-    assert names == ["x/a.png", "y/a.png", "y/a.tif"]
-    assert picture_names(names) == ["x/a.jpg", "y/a.png.jpg", "y/a.tif.jpg"]
-    assert relative_names([]) == []
 
 
 def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,9 +224,9 @@ def test_the_network_sees_each_image_alone(place: Path, monkeypatch: pytest.Monk
 def test_from_python(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     model = load(place / "m.onnx")
     paths = find_images(place / "scans")
-    first = model.predict_folder(paths, tmp_path, batch=4, shard="1/2")
+    first = model.predict_folder(paths, tmp_path, base=place / "scans", batch=4, shard="1/2")
     assert not first.complete
-    second = model.predict_folder(paths, tmp_path, batch=4)
+    second = model.predict_folder(paths, tmp_path, base=place / "scans", batch=4)
     assert (second.kept, second.predicted, second.complete) == (first.predicted, 13 - first.predicted, True)
     assert content(tmp_path) == whole
     with pytest.raises(OptionError, match="unknown option"):

@@ -285,6 +285,7 @@ class Predictor:
         paths: Iterable[str | Path],
         out: str | Path,
         *,
+        base: str | Path | None = None,
         draw: bool = True,
         shard: str | None = None,
         show: bool | None = None,
@@ -295,6 +296,8 @@ class Predictor:
         Args:
             paths: image files, each once; the order of the tables.
             out: the folder.
+            base: the folder that images are named from, as the command names them from a folder that it is given; without it, and
+                for an image elsewhere, the name is that of the file, with folders above where two would share it.
             draw: write annotated pictures.
             shard: predict only part I of N, as `"I/N"`.
             show: a progress bar; None for one where standard error is a terminal.
@@ -306,7 +309,7 @@ class Predictor:
         module = resolve("pelagia.infer.folder", purpose="predict a folder")
         run: FolderRun = module.FolderRun(
             self.runtime,
-            [Path(path) for path in paths],
+            {Path(path): Path(path).parent if base is None else Path(base) for path in paths},
             out,
             _with_options(PredictOptions(), options),
             model=self.path,

@@ -9,6 +9,7 @@ Exit codes: 0 done; 1 something failed, or a check found errors; 2 the command l
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,9 @@ for _position, (_name, (_path, _help)) in enumerate(COMMANDS.items()):
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     try:
         code = _run(tokens)
         sys.stdout.flush()

@@ -18,6 +18,7 @@ from pelagia.infer.folder import FolderRun, Shard
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.progress import bar
 from pelagia.infer.result_files import OWN_FOLDERS
+from pelagia.infer.result_names import named_from
 from pelagia.infer.result_tables import Totals
 from pelagia.infer.runtimes import Precision, RuntimeKind
 
@@ -71,9 +72,9 @@ def predict(
         precision: bfloat16 is faster in torch and OpenVINO on processors that have it, and exact to 3 digits only; tf32, of torch
             on an NVIDIA GPU, is between float32 and bfloat16.
     """
-    paths, broken = _find(images, out)
+    found, broken = _find(images, out)
     predictor = load(model, device=device, threads=threads, runtime=runtime, precision=precision)
-    run = FolderRun(predictor.runtime, paths, out, options, model=predictor.path, label=Path(model).name, draw=draw, shard=shard)
+    run = FolderRun(predictor.runtime, found, out, options, model=predictor.path, label=Path(model).name, draw=draw, shard=shard)
     for line in _beginning(run):
         say(line)
     try:
@@ -154,17 +155,22 @@ class _Log:
             say(f"{self._done} of {_many(self._total)} predicted, {'the last' if steps else 'now at'} {note}")
 
 
-def _find(places: list[str], out: Path) -> tuple[list[Path], list[str]]:
-    """Image files, each once, and what was wrong with the places that hold none; pictures in the results folder are no images."""
-    found: dict[Path, Path] = {}
+def _find(places: list[str], out: Path) -> tuple[dict[Path, Path], list[str]]:
+    """Image files, each once, with the folder that each is named from, and what was wrong with the places that hold none.
+
+    Pictures in the results folder are no images.
+    """
+    found: dict[Path, tuple[Path, Path]] = {}
     broken = []
     own = [out.resolve() / name for name in OWN_FOLDERS]
     for place in places:
         try:
-            for path in find_images(place):
+            images = find_images(place)
+            folder = named_from(place)
+            for path in images:
                 whole = path.parent.resolve() / path.name  # a link is an image of its own
-                if not any(whole.is_relative_to(folder) for folder in own):
-                    found.setdefault(whole, path)
+                if not any(whole.is_relative_to(made) for made in own):
+                    found.setdefault(whole, (path, folder))
         except ImageError as error:
             broken.append(str(error))
-    return list(found.values()), broken
+    return dict(found.values()), broken

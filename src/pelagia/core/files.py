@@ -221,7 +221,7 @@ def content_hash(path: Path) -> str:
         return sha256(path)
     digest = hashlib.sha256()
     for file in files_in(path):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
@@ -266,7 +266,8 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> None:
-    """Write a value as JSON, whole or not at all; numpy scalars and arrays become numbers and lists, paths become strings.
+    """Write a value as JSON, whole or not at all; numpy scalars and arrays become numbers and lists, paths become strings, and
+    what is no Unicode in a string is escaped.
 
     Raises:
         OptionError: as `atomic_path`.
@@ -275,4 +276,4 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> No
     """
     separators = (",", ":") if indent is None else None
     text = json.dumps(value, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False, default=_plain)
-    write_text(path, text + "\n")
+    write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))

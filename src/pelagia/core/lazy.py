@@ -7,11 +7,12 @@ they need at the moment they need it. Nothing else in the package imports inside
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 from pelagia.errors import MissingExtraError
 
-__all__ = ["EXTRAS", "resolve"]
+__all__ = ["EXTRAS", "installed", "resolve"]
 
 #: Top-level module -> the extra of Pelagia that installs it.
 EXTRAS = {
@@ -52,3 +53,8 @@ def resolve(name: str, *, purpose: str) -> ModuleType:
         raise MissingExtraError(
             f"{missing} is needed to {purpose}, and it is not installed. Install it with: pip install 'pelagia[{extra}]'"
         ) from error
+
+
+def installed(name: str) -> bool:
+    """Whether there is a top-level module `name`, which is not imported."""
+    return importlib.util.find_spec(name) is not None

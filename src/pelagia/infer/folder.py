@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,13 +22,14 @@ from threading import Barrier
 from typing import Any, Self
 
 from pelagia.core.files import remove_leftovers, sha256
+from pelagia.core.lazy import installed
 from pelagia.core.lock import locked
 from pelagia.errors import OptionError
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import FileResult, predict_files
 from pelagia.infer.progress import Advance
 from pelagia.infer.result_files import ResultFolder
-from pelagia.infer.result_pictures import picture_names, relative_names
+from pelagia.infer.result_names import picture_names, portable, relative_names
 from pelagia.infer.result_tables import Totals, write_tables
 from pelagia.infer.runtimes import Runtime, runtime_name
 from pelagia.infer.stamps import Look, Stamp, look
@@ -80,11 +81,12 @@ class Shard:
 def made_with(runtime: Runtime, options: PredictOptions, model: Path | None) -> dict[str, Any]:
     """What a result must have been made with to be used again: `model`, a SHA-256 of the weights' file and of the card (empty if
     no file is known), `runtime`, the name of what computes, and `options`, those that matter and are not the default,
-    and `limits`, those by which images are refused.
+    and `limits`, those by which images are refused, and whether Zarr can be read.
     """
     card = hashlib.sha256(runtime.card.to_json().encode()).hexdigest()
     known = "" if model is None else hashlib.sha256(f"{sha256(model)} {card}".encode()).hexdigest()
-    return {"model": known, "runtime": runtime_name(runtime), "options": options.identity(), "limits": options.limits()}
+    limits = {**options.limits(), "zarr": installed("zarr")}
+    return {"model": known, "runtime": runtime_name(runtime), "options": options.identity(), "limits": limits}
 
 
 class FolderRun:
@@ -92,7 +94,8 @@ class FolderRun:
 
     Args:
         runtime: the model.
-        paths: all images, each once, in the order of the tables; the same for all shards.
+        images: all, each once, in the order of the tables, and the folder that each is named from (`result_names`); without
+            such folders each is named by its file. The same for all shards.
         folder: where results lie or shall lie.
         options: of prediction.
         model: the file that the weights came from; without it no result is used again.
@@ -102,7 +105,7 @@ class FolderRun:
             have a shard, and not the same: a lock (`core.lock`) sees to it.
 
     Attributes:
-        names: of all images, relative to their common folder.
+        names: of all images, in the tables.
         kept: how many of its own images were finished before.
         anew: why results that are there are made anew -> how many.
         broken: what was wrong with its own images, one sentence each.
@@ -114,7 +117,7 @@ class FolderRun:
     def __init__(
         self,
         runtime: Runtime,
-        paths: Sequence[Path],
+        images: Sequence[Path] | Mapping[Path, Path],
         folder: str | Path,
         options: PredictOptions | None = None,
         *,
@@ -123,9 +126,9 @@ class FolderRun:
         draw: bool = True,
         shard: Shard | None = None,
     ) -> None:
-        self._runtime, self._paths, self._options = runtime, list(paths), options or PredictOptions()
-        self.shard, self._label = shard, label or ("" if model is None else model.name)
-        self.names = relative_names(self._paths)
+        self._runtime, self._paths, self._options = runtime, list(images), options or PredictOptions()
+        self.shard, self._label = shard, portable(label or ("" if model is None else model.name))
+        self.names = relative_names(images if isinstance(images, Mapping) else {path: path.parent for path in images})
         self.files = ResultFolder(folder, runtime.card, made=made_with(runtime, self._options, model), names=self.names)
         self._pictures: list[str] | list[None] = picture_names(self.names) if draw else [None] * len(self.names)
         self._own = range(len(self.names)) if shard is None else range(shard.index - 1, len(self.names), shard.count)

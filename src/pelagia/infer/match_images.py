@@ -10,6 +10,7 @@ from pelagia.core.image import image_size
 from pelagia.core.types import Int
 from pelagia.data.dataset import Dataset
 from pelagia.errors import EvaluationError, FormatError
+from pelagia.infer.result_names import fitting, portable
 
 __all__ = ["ImageStems", "MapList", "check_folder", "known_sizes", "match_files", "refuse_all", "refuse_size", "stem_of"]
 
@@ -42,11 +43,13 @@ class ImageStems:
         self._whole: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         for index, name in enumerate(names):
-            stem = stem_of(name)
-            self._whole[stem] = _SEVERAL if stem in self._whole else index
-            while "/" in stem:
-                stem = stem.partition("/")[2]
-                self._ends[stem] = _SEVERAL if stem in self._ends else index
+            for form in dict.fromkeys((name, portable(name), fitting(portable(name)))):  # as `pelagia predict` calls its files
+                self._names.setdefault(form, index)
+                stem = stem_of(form)
+                _note(self._whole, stem, index)
+                while "/" in stem:
+                    stem = stem.partition("/")[2]
+                    _note(self._ends, stem, index)
 
     def find(self, stem: str) -> int | None:
         """Index of the image that `stem` means, None if there is none.
@@ -66,6 +69,10 @@ class ImageStems:
                 where=self._where,
             )
         return index
+
+
+def _note(images: dict[str, int], stem: str, index: int) -> None:
+    images[stem] = index if images.get(stem, index) == index else _SEVERAL
 
 
 def match_files(

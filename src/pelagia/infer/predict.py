@@ -25,7 +25,7 @@ from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import Instances, Prediction
 from pelagia.decode import DecodeOptions
-from pelagia.errors import ImageError, OptionError
+from pelagia.errors import ImageError, MissingExtraError, OptionError
 from pelagia.infer.dense import tiled_map
 from pelagia.infer.map_writer import predict_map
 from pelagia.infer.options import PredictOptions
@@ -163,7 +163,7 @@ def predict_files(
         for path in map(Path, paths):
             try:
                 large = must_tile(image_size(path), tile, options.tiling, runtime.card)
-            except ImageError:
+            except (ImageError, MissingExtraError):
                 large = False  # reading it will say why
             if not large:
                 waiting.append(opened(path))
@@ -213,7 +213,7 @@ def _fit(card: ModelCard, path: Path, max_pixels: int) -> _Fitted:
     """One small image, read and fitted into the input."""
     try:
         image = read(path, max_pixels=max_pixels)
-    except ImageError as error:
+    except (ImageError, MissingExtraError) as error:
         return _Fitted(path, error=error.reason)
     begin = time.perf_counter()
     view, frame = fit(card, image)

@@ -13,6 +13,7 @@ what belongs to it is on the disk: where it is, the image is finished.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ from pelagia.infer.map_writer import StoredMap
 from pelagia.infer.panoptic_writer import Stored, StoredPanoptic
 from pelagia.infer.predict import FileResult
 from pelagia.infer.result_maps import has_probabilities, map_suffix, pixels_of, read_map, write_map, write_probabilities
+from pelagia.infer.result_names import fitting, portable
 from pelagia.infer.result_pictures import draw_result
 from pelagia.infer.result_tables import TABLES, dump
 from pelagia.infer.result_values import found_in, image_dict, numbered
@@ -78,7 +80,7 @@ class ResultFolder:
 
     def why_anew(self, name: str, image: Path) -> str | None:
         """Why the result file of an image cannot be used; None if it can, an empty text if there is none."""
-        if not self._path(name).exists():
+        if not os.path.exists(self._path(name)):
             return ""
         head = self._head(name)
         if head is None:
@@ -94,7 +96,7 @@ class ResultFolder:
         if differ:
             return f"other options ({', '.join(differ)})"
         if head.get("failed") and head.get("limits") != self._made.get("limits"):
-            return "other limit for images that were refused"
+            return "other limit, or other extras, for images that were refused"
         stamp = Stamp.from_dict(head.get("image"))
         if stamp is None or not stamp.holds(image):
             return "image changed"
@@ -143,7 +145,7 @@ class ResultFolder:
         head |= {"seconds": round(result.seconds, 3), "failed": result.found is None}
         problem = None
         if result.found is None:
-            item: dict[str, Any] = {"file": name, "error": result.error}
+            item: dict[str, Any] = {"file": name, "error": portable(result.error or "")}
         else:
             found = self._checked(result.found)
             size = (result.width, result.height)
@@ -195,7 +197,7 @@ class ResultFolder:
     # Parts
 
     def _path(self, name: str) -> Path:
-        return self.folder / RESULTS_FOLDER / f"{name}.json"
+        return self.folder / RESULTS_FOLDER / f"{fitting(name)}.json"
 
     def _head(self, name: str) -> dict[str, Any] | None:
         """What a result was made from; None if the file is missing, cut short or of something else."""
@@ -243,9 +245,10 @@ class ResultFolder:
     def _stem(self, name: str) -> str:
         """The image's own name without its ending; with it where another image has taken the name."""
         if name not in self._stems:
-            stem = PurePosixPath(name).with_suffix("").as_posix()
+            whole = fitting(name)
+            stem = PurePosixPath(whole).with_suffix("").as_posix()
             while stem in self._taken:
-                stem = name if stem != name and name not in self._taken else f"{stem}_"
+                stem = whole if stem != whole and whole not in self._taken else f"{stem}_"
             self._taken.add(stem)
             self._stems[name] = stem
         return self._stems[name]

@@ -1,11 +1,9 @@
-"""Annotated pictures of results, and names for the files of results."""
+"""Annotated pictures of results."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from pelagia.infer.panoptic_writer import Stored
 from pelagia.infer.predict import FileResult
 from pelagia.infer.preview import nearest, picture_size
 
-__all__ = ["draw_result", "picture_names", "relative_names", "scaled"]
+__all__ = ["draw_result", "scaled"]
 
 #: Rows of a scan that are read at once to shrink it.
 _BAND = 1024
@@ -85,21 +83,3 @@ def scaled(found: Prediction, scale: float, size: tuple[int, int]) -> Prediction
         if found.keypoints is None
         else np.concatenate([frame.points(found.keypoints[..., :2]), found.keypoints[..., 2:]], axis=2),
     )
-
-
-def relative_names(paths: Sequence[Path]) -> list[str]:
-    """Names of files relative to their deepest common folder, with forward slashes."""
-    folders = [path.absolute().parent for path in paths]
-    if not folders:
-        return []
-    common = folders[0]
-    while not all(folder.is_relative_to(common) for folder in folders):
-        common = common.parent
-    return [path.absolute().relative_to(common).as_posix() for path in paths]
-
-
-def picture_names(names: Sequence[str]) -> list[str]:
-    """Names of annotated pictures: the images' own with the ending .jpg; the old ending stays where two would be one."""
-    short = [PurePosixPath(name).with_suffix(".jpg").as_posix() for name in names]
-    seen = Counter(short)
-    return [stem if seen[stem] == 1 else f"{name}.jpg" for name, stem in zip(names, short, strict=True)]

@@ -22,6 +22,7 @@ from pelagia.data.dataset import Dataset
 from pelagia.errors import EvaluationError, FormatError, LabelError
 from pelagia.infer.match_images import ImageStems, stem_of
 from pelagia.infer.objects import predicted_objects
+from pelagia.infer.result_names import portable
 from pelagia.metrics.objects import Kind, Objects
 
 __all__ = ["read_one_by_one", "refuse_all", "refuse_class", "refuse_size"]
@@ -228,7 +229,7 @@ class _Finder:
     def __init__(self, dataset: Dataset, path: Path) -> None:
         self._dataset = dataset
         self._ids = {int(image): index for index, image in enumerate(dataset.image_ids)}
-        self._names = {name: index for index, name in enumerate(dataset.names)}
+        self._names = {form: index for index, name in enumerate(dataset.names) for form in (portable(name), name)}
         self._stems = ImageStems(dataset.names, path)
         self._classes = {category.name: label for label, category in enumerate(dataset.categories)}
         self._class_ids = {category.id: label for label, category in enumerate(dataset.categories)}

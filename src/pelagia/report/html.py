@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pelagia.core.files import write_text
+from pelagia.core.files import write_bytes
 from pelagia.errors import ImageError, OptionError
 
 __all__ = ["Gallery", "Heading", "Numbers", "Picture", "Section", "Table", "Text", "render", "write_report"]
@@ -83,7 +83,8 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section], *, s
         ImageError: a picture cannot be read.
         OptionError: a table's rows do not fit its header, an array is no picture, or the file cannot be written.
     """
-    write_text(Path(path), render(title, sections, subtitle=subtitle))
+    page = render(title, sections, subtitle=subtitle)
+    write_bytes(Path(path), page.encode(errors="backslashreplace"))  # names of files need not be Unicode
     return Path(path)
 
 
