@@ -265,6 +265,17 @@ def test_objects_come_back_through_the_frame() -> None:
     np.testing.assert_allclose(found.box_array, [[60, 30, 180, 75]], atol=2.5)
 
 
+@pytest.mark.parametrize("task", ["semantic", "instance"])
+def test_the_last_of_255_classes_is_found(task: Task) -> None:
+    """A byte holds them: 0 to 254, or 1 to 255 beside the ground."""
+    model = replace(card(task, (4, 6)), categories=tuple(Category(n, f"class {n}") for n in range(255)))
+    logits = np.zeros((1, 255 + (task == "instance"), 4, 6), dtype=np.float32)
+    logits[0, -1] = 9.0
+    item = decode({"logits": logits}, [Frame.identity(6, 4)], model, DecodeOptions())[0]
+    labels = item.labels if isinstance(item, SemanticMap | Instances) else np.zeros(0)
+    assert labels.ravel().tolist() == [254] * (24 if task == "semantic" else 1)
+
+
 def test_what_is_wrong_is_named() -> None:
     model, frame = card("semantic", (8, 8)), Frame.identity(8, 8)
     good = np.zeros((1, 3, 8, 8), dtype=np.float32)

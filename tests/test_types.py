@@ -17,8 +17,8 @@ from pelagia.core.card import CARD_VERSION, ModelCard, Normalisation
 from pelagia.core.frame import Frame
 from pelagia.core.lazy import resolve
 from pelagia.core.oriented import to_corners
-from pelagia.core.types import Category, Instances, MaskCrop, PackedCrop
-from pelagia.errors import CheckpointError, LabelError, MissingExtraError, PelagiaError
+from pelagia.core.types import Category, Instances, MaskCrop, PackedCrop, Task
+from pelagia.errors import CheckpointError, LabelError, MissingExtraError, ModelError, PelagiaError
 
 
 def some(count: int) -> Instances:
@@ -129,6 +129,21 @@ def test_a_broken_card_is_named(change: dict[str, object], message: str) -> None
     with pytest.raises(CheckpointError, match=message) as caught:
         ModelCard.from_json(text, where="best.safetensors")
     assert str(caught.value).startswith("best.safetensors: ")
+
+
+@pytest.mark.parametrize(("task", "decoder"), [("semantic", "masks"), ("semantic", "pixels"), ("instance", "pixels")])
+def test_more_classes_than_a_class_map_holds_are_refused(task: Task, decoder: str) -> None:
+    """255 says that a pixel has no class; it cannot be one."""
+    most = replace(CARD, task=task, decoder=decoder, categories=tuple(Category(n, f"class {n}") for n in range(255)))
+    assert ModelCard.from_json(most.to_json()) == most
+    more = (*most.categories, Category(255, "one more"))
+    with pytest.raises(ModelError, match="256 classes, but a class map holds 255"):
+        replace(most, categories=more)
+    values = json.loads(most.to_json())
+    values["categories"].append({"id": 255, "name": "one more"})
+    with pytest.raises(CheckpointError, match=r"^best.onnx: 256 classes, but a class map holds 255"):
+        ModelCard.from_json(json.dumps(values), where="best.onnx")
+    assert len(replace(most, task="panoptic", decoder="masks", categories=more).categories) == 256
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"task": "detect"}'])

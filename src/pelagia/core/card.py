@@ -10,8 +10,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from pelagia.core.types import TASKS, Category, Task
-from pelagia.errors import CheckpointError
+from pelagia.core.types import IGNORE_INDEX, TASKS, Category, Task
+from pelagia.errors import CheckpointError, ModelError
 
 __all__ = ["CARD_VERSION", "ModelCard", "Normalisation"]
 
@@ -55,6 +55,9 @@ class ModelCard:
         licence: of the weights, an SPDX name or a sentence.
         source: where the weights came from.
         manifest: facts of the training run (data hash, versions, seed, metrics).
+
+    Raises:
+        ModelError: more than 255 classes where each pixel gets one: a class map has 8 bits, and 255 is no class.
     """
 
     name: str
@@ -74,6 +77,14 @@ class ModelCard:
     manifest: dict[str, Any] = field(default_factory=dict)
     version: int = CARD_VERSION
 
+    def __post_init__(self) -> None:
+        if len(self.categories) > IGNORE_INDEX and (self.task == "semantic" or self.decoder == "pixels"):
+            raise ModelError(
+                f"{len(self.categories)} classes, but a class map holds {IGNORE_INDEX} at most ({IGNORE_INDEX} = no class); "
+                "use a model of fewer classes, or one of segments (panoptic)",
+                where=self.name,
+            )
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names in label order."""
@@ -88,7 +99,7 @@ class ModelCard:
         """Read what `to_json` wrote.
 
         Raises:
-            CheckpointError: not a card, a newer version, or a field missing or of the wrong type.
+            CheckpointError: not a card, a newer version, a field missing or of the wrong type, or what `ModelCard` refuses.
         """
         try:
             values = json.loads(text)
@@ -125,5 +136,7 @@ class ModelCard:
             window = {key: tuple(value) if isinstance(value, list) else value for key, value in window.items()}
             values["normalisation"] = Normalisation(**window)
             return cls(**values)
+        except ModelError as error:
+            raise CheckpointError(error.reason, where=where) from error
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the model card misses or misstates a field ({error})", where=where) from error

@@ -108,7 +108,7 @@ def _semantic(chances: Float, grid: NDArray[Any], places: tuple[Float, Float], o
     for chance, plane in zip(chances[:, :-1].astype(np.float32), grid, strict=True):
         sums += chance[:, None, None] * _sigmoid(plane)
     best = bilinear(sums[0], *places)
-    labels = np.zeros(best.shape, dtype=np.uint8 if classes <= 255 else np.uint16)
+    labels = np.zeros(best.shape, dtype=np.uint8)
     for label in range(1, classes):
         plane = bilinear(sums[label], *places)
         labels[plane > best] = label

@@ -123,7 +123,7 @@ class _Network:
             ((np.arange(count) + 0.5) * back[axis, axis] + back[axis, 2]) / cell - 0.5 for axis, count in enumerate(size)
         )
         scores = np.stack([bilinear(plane, rows, columns) for plane in planes])
-        labels = scores.argmax(axis=0).astype(np.uint8 if len(scores) <= 255 else np.uint16)
+        labels = scores.argmax(axis=0).astype(np.uint8)
         return SemanticMap(labels, scores if self._decoding.scores else None)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice, product
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,7 +208,7 @@ def tiled_map(
     """The class of every pixel of a scan in memory, and with `decoding.scores` the probability of each class."""
     plan = plan_map(runtime, scan, tile, options)
     count = len(runtime.card.categories)
-    labels: NDArray[Any] = np.zeros((scan.height, scan.width), dtype=np.uint8 if count <= 255 else np.uint16)
+    labels = np.zeros((scan.height, scan.width), dtype=np.uint8)
     scores = np.zeros((count, *labels.shape), dtype=np.float32) if decoding.scores else None
     for block in map_blocks(runtime, plan, options, decoding):
         rows, columns = block.place

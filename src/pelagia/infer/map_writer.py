@@ -1,6 +1,6 @@
 """Class maps of scans on the disk, written block by block while they are predicted.
 
-    NAME.tif    the class of each pixel, 8 bits (16 for more than 255 classes), tiled, deflate, BigTIFF where it must be
+    NAME.tif    the class of each pixel, 8 bits, 255 = no class, tiled, deflate, BigTIFF where it must be
     NAME.zarr   an OME-Zarr 0.5, an image of one resolution: `0` [H, W], the class of each pixel; beside it `probabilities`
                 [K, H, W] if they are asked for, and the names of the classes as the attribute `classes`
 
@@ -96,12 +96,11 @@ def predict_map(
     size = (scan.width, scan.height)
     scale, shrunk = picture_size(*size)
     places = nearest(size[::-1], scale, shrunk)
-    kind: Any = np.uint8 if count <= 255 else np.uint16
-    picture: NDArray[Any] = np.zeros(shrunk[::-1], dtype=kind)
+    picture = np.zeros(shrunk[::-1], dtype=np.uint8)
     pixels = np.zeros(count + 1, dtype=np.int64)
     with ExitStack() as stack:
         chances = None if probabilities is None else Path(probabilities)
-        puts = stack.enter_context(_writers(path, chances, plan, runtime.card, kind))
+        puts = stack.enter_context(_writers(path, chances, plan, runtime.card))
         for block in map_blocks(runtime, plan, options, decoding):
             puts[0](block.x, block.y, block.labels[None])
             if block.scores is not None and len(puts) > 1:
@@ -113,10 +112,12 @@ def predict_map(
 
 
 @contextmanager
-def _writers(path: Path, probabilities: Path | None, plan: MapPlan, card: ModelCard, kind: Any) -> Iterator[list[Put]]:
+def _writers(path: Path, probabilities: Path | None, plan: MapPlan, card: ModelCard) -> Iterator[list[Put]]:
     """Where labels go, and probabilities if asked for."""
     size, count = (plan.canvas.scan.width, plan.canvas.scan.height), len(card.categories)
-    parts = [(_ZARR_MAP, 1, kind)] + ([("probabilities", count, np.float32)] if probabilities is not None else [])
+    parts: list[tuple[str, int, Any]] = [(_ZARR_MAP, 1, np.uint8)]
+    if probabilities is not None:
+        parts.append(("probabilities", count, np.float32))
     if path.suffix == ".zarr":
         with _zarr_group(path, size, plan.block, parts, card.class_names) as puts:
             yield puts
