@@ -11,6 +11,7 @@ import pytest
 
 from colours import Colours, noise_picture
 from pelagia.cli import main as cli_main
+from pelagia.core.card import Normalisation
 from pelagia.core.image import write
 from pelagia.core.scan import Scan
 from pelagia.infer.folder import FolderRun
@@ -93,6 +94,33 @@ def test_a_watched_runtime_is_what_it_was(tmp_path: Path) -> None:
     plain = Watch(lambda steps, note="": None, lambda text: None).over(Colours(), scan, options)
     assert lanes(plain) == (plain,)
     assert not Shared(plain).alone
+
+
+@pytest.mark.parametrize(
+    ("kind", "high", "side", "count"),
+    [
+        (np.uint16, 255.0, 64, 1),
+        (np.uint16, 255.0, 200, 1),
+        (np.uint8, 255.0, 64, 0),
+        (np.uint16, 4000.0, 64, 0),
+        (np.uint16, 4000.0, 200, 0),
+    ],
+)
+def test_16_bits_that_the_window_cuts_are_told_once(tmp_path: Path, kind: Any, high: float, side: int, count: int) -> None:
+    """Small images and scans in tiles alike."""
+    runtime = OnnxRuntime(write_tiny(tmp_path / "m.onnx", tiny_card(normalisation=Normalisation(high=high))))
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        write(path, np.full((side, side), 200, dtype=kind))
+    told: list[str] = []
+    FolderRun(runtime, paths, tmp_path / "out", draw=False).go(lambda steps, note="": None, told.append)
+    found = [sentence for sentence in told if "16 bits" in sentence]
+    assert len(found) == count
+    for sentence in found:
+        assert sentence[:6] in {path.name + " " for path in paths}
+        assert sentence[6:].startswith(
+            "has 16 bits, and to this model all intensities above 255 are white; train on images of 16 bits"
+        )
 
 
 def test_the_command_tells_and_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

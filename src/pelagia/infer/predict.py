@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pelagia.core.ahead import side_by_side
 from pelagia.core.allocator import keep_freed_memory, release_freed_memory
 from pelagia.core.card import ModelCard
-from pelagia.core.files import temporary_path
+from pelagia.core.files import remove, temporary_path
 from pelagia.core.frame import Frame
 from pelagia.core.image import image_size, read
 from pelagia.core.lazy import resolve
@@ -27,7 +27,7 @@ from pelagia.core.types import Instances, Prediction
 from pelagia.decode import DecodeOptions
 from pelagia.errors import ImageError, MissingExtraError, OptionError
 from pelagia.infer.dense import tiled_map
-from pelagia.infer.map_writer import predict_map
+from pelagia.infer.map_writer import StoredMap, predict_map
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.panoptic_writer import Stored, predict_panoptic
 from pelagia.infer.runtimes import Runtime, Shared, cpu_count
@@ -141,7 +141,8 @@ def predict_files(
     Small images are read, fitted and decoded in threads beside the network (`core.ahead`). On a CPU each is a step of its own,
     on the next free core; a GPU gets batches, whose images are read by a thread on each core. A file that cannot be read gives a
     result with its `error`, and the rest goes on. With a folder `maps` the class map or panoptic map of a scan is not held but
-    written there, as a temporary file or folder that whoever takes the result moves away. `watch` tells how far a scan has come.
+    written there, as a temporary file or folder that whoever takes the result moves away. `watch` tells how far a scan has
+    come, and what users should know of how images are seen.
     """
     options = options or PredictOptions()
     decoding = options.decoding(runtime.card)
@@ -153,7 +154,7 @@ def predict_files(
 
     def opened(path: Path) -> Callable[[], _Fitted]:
         """A small image, which on a CPU is read by who asks for it."""
-        read_it = partial(_fit, runtime.card, path, options.max_pixels)
+        read_it = partial(_fit, runtime.card, path, options.max_pixels, watch)
         return read_it if shared.alone else readers.submit(read_it).result
 
     def steps() -> Iterator[tuple[Callable[[], list[FileResult]], bool]]:
@@ -200,21 +201,34 @@ def _scan_file(runtime: Runtime, path: Path, options: PredictOptions, maps: Path
             elif runtime.card.task == "panoptic":
                 found = predict_panoptic(runtime, scan, temporary_path(maps / f"{path.stem}.tif"), options)
             else:
-                ending = {"tiff": ".tif", "zarr": ".zarr"}[options.map_format]
-                files = [temporary_path(maps / f"{path.stem}{ending}") for _ in range(2)]
-                found = predict_map(runtime, scan, files[0], options, probabilities=files[1] if options.probabilities else None)
+                found = _stored_map(runtime, scan, maps / path.stem, options)
     except ImageError as error:
         return [FileResult(path, error=error.reason)]
     release_freed_memory()
     return [FileResult(path, scan.width, scan.height, found, seconds=time.perf_counter() - start)]
 
 
-def _fit(card: ModelCard, path: Path, max_pixels: int) -> _Fitted:
+def _stored_map(runtime: Runtime, scan: Scan, place: Path, options: PredictOptions) -> StoredMap:
+    """A class map, and its probabilities if asked for, under temporary names beside `place`; both or none."""
+    ending = {"tiff": ".tif", "zarr": ".zarr"}[options.map_format]
+    files = [temporary_path(place.with_name(f"{place.name}{ending}")) for _ in range(2)]
+    try:
+        return predict_map(runtime, scan, files[0], options, probabilities=files[1] if options.probabilities else None)
+    except BaseException:
+        for file in files:  # a disk may be full when one of them is whole
+            with suppress(OSError):
+                remove(file)
+        raise
+
+
+def _fit(card: ModelCard, path: Path, max_pixels: int, watch: Watch | None) -> _Fitted:
     """One small image, read and fitted into the input."""
     try:
         image = read(path, max_pixels=max_pixels)
     except (ImageError, MissingExtraError) as error:
         return _Fitted(path, error=error.reason)
+    if watch is not None:
+        watch.intensities(card, image.dtype, path)
     begin = time.perf_counter()
     view, frame = fit(card, image)
     return _Fitted(path, view, frame, time.perf_counter() - begin)

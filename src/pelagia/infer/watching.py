@@ -1,4 +1,5 @@
-"""What a user is told while a large image is predicted: how many of its tiles are done, and what was chosen without being asked.
+"""What a user is told while images are predicted: how many tiles of a large one are done, what was chosen without being asked,
+and that intensities go beyond what the model was made for.
 
 Tiles are counted where they go through the network, so that every way of tiling is watched alike.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from threading import Lock
 from typing import Any, cast
 
@@ -28,16 +30,34 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """Watches the large images of a run.
+    """Watches the images of a run.
 
     Args:
         advance: called with 0 steps and a note after each step of the network.
-        tell: called with a sentence for each choice that was made without being asked and changes results; once a run.
+        tell: called with a sentence for each choice that was made without being asked and changes results, and for intensities
+            beyond the window of the model; once a run.
     """
 
     def __init__(self, advance: Advance, tell: Callable[[str], None]) -> None:
         self._advance, self._tell = advance, tell
         self._told: set[str] = set()
+        self._telling = Lock()
+
+    def intensities(self, card: ModelCard, kind: np.dtype[Any], path: Path | None) -> None:
+        """Tell of the first image of 16 bits if all that the window of the model holds are 8; any thread may call it."""
+        high = card.normalisation.high
+        if kind == np.uint16 and high <= 255:
+            self._tell_once(
+                "intensities",
+                f"{_name(path)} has 16 bits, and to this model all intensities above {high:g} are white; "
+                "train on images of 16 bits, whose range is then measured, or save these with 8",
+            )
+
+    def _tell_once(self, key: str, sentence: str) -> None:
+        with self._telling:
+            if key not in self._told:
+                self._told.add(key)
+                self._tell(sentence)
 
     def over(self, runtime: Runtime, scan: Scan, options: PredictOptions) -> Runtime:
         """The runtime by which a scan that is tiled is to be predicted, so that it is watched.
@@ -54,10 +74,9 @@ class Watch:
             total = len(lay(card, size, tile, options)) if card.task == "panoptic" else tile_total(card, size, tile, options)
             chosen = _overlap_chosen(card, tile, options)
         for sentence in [*_tiling_chosen(tile, options), *chosen]:
-            if sentence not in self._told:
-                self._told.add(sentence)
-                self._tell(sentence)
-        name = "image" if scan.path is None else scan.path.name
+            self._tell_once(sentence, sentence)
+        self.intensities(card, scan.dtype, scan.path)
+        name = _name(scan.path)
         done, lock = 0, Lock()
 
         def counted(more: int) -> None:
@@ -97,6 +116,10 @@ class _Counted:
         found = cast(PixelRuntime, self._runtime).run_pixels(images, options, valid)
         self._counted(len(images))
         return found
+
+
+def _name(path: Path | None) -> str:
+    return "image" if path is None else path.name
 
 
 def _map_tiles(plan: MapPlan) -> int:
