@@ -1,7 +1,12 @@
-"""Images to predict, and the command run on them in this process, for tests of results folders that are gone on with."""
+"""Images to predict, the command run on them in this process, and full disks, for tests of results folders."""
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +19,35 @@ from pelagia.core.image import write
 
 def silent(steps: int, note: str = "") -> None:
     """Nobody watches."""
+
+
+@contextmanager
+def no_space(count: int) -> Iterator[None]:
+    """The disk says that it is full when the `count`-th file is to be made safe."""
+    left = [count]
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
+    assert left[0] <= 0
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes, which a writer sees as it sees a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def cells(rng: np.random.Generator, height: int, width: int, count: int) -> NDArray[np.uint8]:

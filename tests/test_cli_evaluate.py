@@ -394,6 +394,22 @@ def test_panoptic_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "1.0" in capsys.readouterr().out
 
 
+def test_tiles_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = []
+    for name, width in (("small", 64), ("wide", 200)):
+        path = tmp_path / "images" / f"{name}.png"
+        write(path, np.zeros((64, width, 3), dtype=np.uint8))
+        items.append((path, (width, 64), Instances(labels=np.array([0]), boxes=np.array([[8.0, 8, 16, 16]]))))
+    convert(Dataset.from_instances(tiny_card().categories, items, task="detect"), tmp_path / "coco", "coco")
+    model = write_tiny(tmp_path / "m.onnx")
+    told = "1 of 2 images are predicted in overlapping tiles, as `predict` does; --no-tiled shrinks them\n"
+    for words, count in (((), 1), (("--no-tiled",), 0)):
+        assert run("evaluate", model, truth_file(tmp_path), *words) == 0
+        error = capsys.readouterr().err
+        assert error.count(told) == count
+        assert error.count("overlapping tiles") == count
+
+
 def test_calibrated_scores(tmp_path: Path) -> None:
     image = np.zeros((64, 64, 3), dtype=np.uint8)
     image[8:16, 16:24, 0] = 140

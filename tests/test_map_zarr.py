@@ -1,10 +1,14 @@
-"""Class maps of scans as OME-Zarr in a results folder: written, read again, replaced, and gone where a run was killed."""
+"""Class maps of scans as OME-Zarr in a results folder: written, read again, replaced; and of TIFF too, what killed runs and full
+disks leave.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +31,25 @@ from pelagia.infer.map_writer import predict_map
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
 from pelagia.infer.result_maps import read_map
+from resuming import no_file_above, no_space
 from tiny_onnx import write_tiny
 
 HERE = Path(__file__).parent
 
-#: The process ends while the network looks at the n-th batch of tiles.
+#: The process is killed at the n-th call of a function: of the network, or of the renaming of what is whole.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
 from test_map_zarr import Colours, start
-class Dying(Colours):
-    def run(self, images):
-        self.left = getattr(self, "left", {n}) - 1
-        if not self.left:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().run(images)
-start(Path({folder!r}), Dying())
+real, left = {function}, [{n}]
+def dying(*words):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*words)
+{function} = dying
+start(Path({folder!r}), map_format={kind!r})
 """
 
 
@@ -119,22 +125,68 @@ def test_a_results_folder_goes_on_and_changes_its_format(place: Path) -> None:
     assert content(out) == before
 
 
-def test_what_a_killed_run_left_is_gone_after_the_next(place: Path) -> None:
-    code = KILLED.format(tests=str(HERE), folder=str(place), n=6)
+def killed(place: Path, kind: str, function: str, n: int) -> list[Path]:
+    """What a run leaves that is killed at that moment."""
+    code = KILLED.format(tests=str(HERE), folder=str(place), kind=kind, function=function, n=n)
     env = {"PYTHONPATH": str(HERE.parent / "src"), "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == -9, done.stderr
-    left = list((place / "out" / "semantic").iterdir())
+    assert not (place / "out" / "results.json").exists()
+    return [path for name in ("semantic", "probabilities") for path in sorted((place / "out" / name).glob("*"))]
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next(place: Path) -> None:
+    left = killed(place, "zarr", "Colours.run", 6)
     assert left
     assert all(path.is_dir() and path.name.startswith(".") for path in left)
     assert start(place).predicted == 1
-    killed = content(place / "out")
-    assert not [name for name in killed if "/." in f"/{name}"]
-    for path in (place / "out").rglob("*.json"):
-        if path.parent.name == "results":
-            path.unlink()
+    after = content(place / "out")
+    assert not [name for name in after if "/." in f"/{name}"]
+    shutil.rmtree(place / "out")
     start(place)
-    assert content(place / "out") == killed
+    assert content(place / "out") == after
+
+
+@pytest.mark.parametrize(
+    ("function", "n", "left"),
+    [
+        ("Colours.run", 6, []),  # among the tiles: blocks are in a file without a name
+        ("os.replace", 2, ["..scan.", ".scan."]),  # the probabilities are whole, the map is not
+        ("os.replace", 4, [".scan.", "scan.tif"]),  # the map is in its place
+    ],
+)
+def test_a_killed_run_that_writes_tiff_is_gone_on_with(place: Path, function: str, n: int, left: list[str]) -> None:
+    """Maps, probabilities, pictures and tables are those of a run that nobody stopped."""
+    start(place, map_format="tiff")
+    whole = content(place / "out")
+    assert {"semantic/scan.tif", "probabilities/scan.tif", "results.json"} <= whole.keys()
+    shutil.rmtree(place / "out")
+    found = killed(place, "tiff", function, n)
+    assert [path.name[: len(name)] for path, name in zip(found, left, strict=True)] == left
+    assert start(place, map_format="tiff").predicted == 1
+    assert content(place / "out") == whole
+
+
+@pytest.mark.parametrize("kind", ["tiff", "zarr"])
+@pytest.mark.parametrize(
+    "full",
+    [
+        partial(no_space, 1),
+        partial(no_space, 2),  # one of two TIFFs is whole, or one of the files of a Zarr
+        partial(no_file_above, 300),
+        partial(no_file_above, 2500),
+    ],
+)
+def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(place: Path, kind: str, full: Any) -> None:
+    start(place, map_format=kind)
+    whole = content(place / "out")
+    shutil.rmtree(place / "out")
+    told = r"\.scan\.[0-9a-f]{12}\.(tif|zarr): cannot write this (file|folder) \((No space left on device|File too large)\)"
+    with pytest.raises(OptionError, match=told), full():
+        start(place, map_format=kind)
+    assert content(place / "out") == {}
+    assert start(place, map_format=kind).predicted == 1
+    assert content(place / "out") == whole
 
 
 def test_a_picture_of_a_large_zarr_shows_the_pixels_of_the_tiff(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

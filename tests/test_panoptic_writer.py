@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pelagia.core.types import Category, Instances, MaskCrop, PanopticMap, Segme
 from pelagia.data.panoptic_png import read_ids, write_ids
 from pelagia.decode import DecodeOptions
 from pelagia.decode.registry import DECODERS
-from pelagia.errors import FormatError, ModelError
+from pelagia.errors import FormatError, ModelError, OptionError
 from pelagia.infer import preview, result_maps
 from pelagia.infer.folder import FolderRun
 from pelagia.infer.joining import CUT_MARGIN, join
@@ -35,6 +36,7 @@ from pelagia.infer.panoptic_writer import predict_panoptic
 from pelagia.infer.predict import predict_image
 from pelagia.infer.result_maps import read_map
 from pelagia.infer.tiles import Tile, lay_tiles, owned
+from resuming import content, no_file_above, no_space
 
 CATEGORIES = (
     Category(3, "copepod"),
@@ -251,6 +253,30 @@ def test_a_results_folder_with_written_maps(tmp_path: Path, monkeypatch: pytest.
     again.go(lambda steps, note="": None)
     assert again.predicted == 0
     assert pictures[1].read_bytes() == first
+
+
+@pytest.mark.parametrize("most", [10_000, 1 << 26])
+@pytest.mark.parametrize(
+    "full", [partial(no_space, 1), partial(no_space, 2), partial(no_file_above, 300), partial(no_file_above, 5000)]
+)
+def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, full: Any
+) -> None:
+    """As TIFF and as the PNG that is made from it."""
+    monkeypatch.setattr(result_maps, "_PNG_PIXELS", most)
+    write(tmp_path / "in" / "scan.tif", np.ascontiguousarray(IMAGE[:200, :260]))
+    write(tmp_path / "in" / "small.png", np.ascontiguousarray(IMAGE[:50, :60]))
+    (tmp_path / "model").write_text("weights")
+    folder_run(tmp_path, "whole").go(lambda steps, note="": None)
+    whole = content(tmp_path / "whole")
+    with pytest.raises(OptionError, match=r"cannot write this file \((No space left on device|File too large)\)"), full():
+        folder_run(tmp_path, "out").go(lambda steps, note="": None)
+    left = content(tmp_path / "out")
+    assert left.items() <= whole.items()
+    assert "results.json" not in left
+    assert list((tmp_path / "out").rglob(".*")) == []
+    folder_run(tmp_path, "out").go(lambda steps, note="": None)
+    assert content(tmp_path / "out") == whole
 
 
 def test_a_tiff_that_is_no_panoptic_map_is_refused(tmp_path: Path) -> None:

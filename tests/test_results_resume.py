@@ -6,9 +6,9 @@ finished file, or the n-th run of the network, is replaced by the end of the pro
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ from pelagia.infer import folder as infer_folder
 from pelagia.infer.folder import Shard
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import OnnxRuntime
-from resuming import content, fill, finished, run
+from resuming import content, fill, finished, no_space, run
 from tiny_onnx import write_tiny
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -58,6 +58,26 @@ def stop(self, session, *shown):
 OnnxRuntime.run_session = stop
 """
 
+#: A shard waits at its first run of the network until the other has come as far, and is killed at its n-th.
+TOGETHER = """
+import os, signal, time
+from pathlib import Path
+from pelagia.infer.runtimes import OnnxRuntime
+run, done, end = OnnxRuntime.run_session, [], time.monotonic() + 60
+def meet(self, session, *shown):
+    done.append(None)
+    Path({own!r}).touch()
+    while not Path({other!r}).exists():
+        assert time.monotonic() < end, "the other shard did not begin"
+        time.sleep(0.01)
+    if 0 < {n} <= len(done):
+        while not Path({out!r}, "results", "a", "0.png.json").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run(self, session, *shown)
+OnnxRuntime.run_session = meet
+"""
+
 #: No file may grow beyond so many bytes, as on a disk that is full.
 FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({n}, {n}))"
 
@@ -71,10 +91,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fresh(*words: str | Path, before: str = "") -> subprocess.CompletedProcess[str]:
+def begin(*words: str | Path, before: str = "") -> subprocess.Popen[str]:
+    """The command in a process of its own."""
     code = f"{before}\nfrom pelagia.cli.main import main\nmain({[str(word) for word in words]!r})"
     env = {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "PATH": ""}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=env)
+
+
+def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def fresh(*words: str | Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    return end(begin(*words, before=before))
 
 
 @pytest.fixture(scope="module")
@@ -144,23 +175,10 @@ def test_a_full_disk_is_one_clear_error(place: Path, whole: dict[str, bytes], tm
 
 
 @pytest.mark.parametrize("count", [1, 6, 27, 28])
-def test_no_space_left_at_any_file(
-    place: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    left = [count]
-    real = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor)
-
+def test_no_space_left_at_any_file(place: Path, whole: dict[str, bytes], tmp_path: Path, count: int) -> None:
     words = ["predict", place / "m.onnx", place / "scans", "--batch", "4", "--out", tmp_path]
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
+    with no_space(count):
         assert run(*words) == 1
-    assert left[0] <= 0
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
     assert run(*words) == 1
     assert content(tmp_path) == whole
@@ -194,6 +212,63 @@ def test_a_run_without_shard_makes_the_tables_of_shards(place: Path, whole: dict
     (tmp_path / "results" / "a" / "1.png.json").unlink(missing_ok=True)
     assert run(*words) == 1
     assert content(tmp_path) == whole
+
+
+def test_shards_end_although_one_was_killed_beside_the_other(place: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    """Two processes at a time, of which one is killed among the tiles of a scan."""
+    words = ["predict", place / "m.onnx", place / "scans", "--batch", "4", "--out", tmp_path / "out"]
+
+    def start(own: int, other: int, n: int) -> subprocess.Popen[str]:
+        places = {name: str(tmp_path / str(path)) for name, path in (("own", own), ("other", other), ("out", "out"))}
+        return begin(*words, "--shard", f"{own}/2", before=TOGETHER.format(n=n, **places))
+
+    killed, other = [end(process) for process in [start(1, 2, 12), start(2, 1, 0)]]
+    assert (killed.returncode, other.returncode) == (-9, 1), killed.stderr + other.stderr
+    assert not (tmp_path / "out" / "results.json").exists()
+    count = finished(tmp_path / "out") - 6  # of the seven images of the killed shard
+    assert 0 < count < 7
+    done = fresh(*words, "--shard", "1/2")
+    assert f"{count} of 7 images of shard 1/2 are finished; {7 - count} to predict" in done.stderr
+    found = content(tmp_path / "out")
+    assert {name: data for name, data in found.items() if not Path(name).name.startswith(".")} == whole
+    assert run(*words) == 1
+    assert content(tmp_path / "out") == whole  # without a shard, what was half written is gone, too
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("kind", ["dangling", "forbidden"])
+def test_shards_end_although_a_file_cannot_be_opened(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], order: tuple[int, int], kind: str
+) -> None:
+    shutil.copytree(place / "scans" / "a", tmp_path / "scans")
+    bad, absent = tmp_path / "scans" / "9.png", tmp_path / "absent.png"
+    shutil.copy(place / "scans" / "a" / "0.png", absent)
+    if kind == "dangling":
+        absent.rename(tmp_path / "later.png")
+        bad.symlink_to(absent)
+    else:
+        absent.rename(bad)
+        bad.chmod(0)
+        if os.access(bad, os.R_OK):
+            pytest.skip("nothing is forbidden to this user")
+    words = ["predict", place / "m.onnx", tmp_path / "scans", "--json"]
+
+    def told(out: str, *more: str) -> dict[str, Any]:
+        run(*words, "--out", tmp_path / out, *more)
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    assert [told("out", "--shard", f"{index}/2")["complete"] for index in order] == [False, True]
+    assert told("alone")["complete"]
+    assert content(tmp_path / "out") == content(tmp_path / "alone")
+    kept = told("out")
+    assert (kept["kept"], kept["anew"], len(kept["failed"])) == (6, {}, 1)
+    if kind == "dangling":
+        (tmp_path / "later.png").rename(absent)
+    else:
+        bad.chmod(0o600)
+    mended = told("out", "--shard", "2/2")
+    assert (mended["anew"], mended["failed"], mended["complete"]) == ({"image changed": 1}, [], True)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])

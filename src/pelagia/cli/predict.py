@@ -123,7 +123,7 @@ def _ending(run: FolderRun, out: Path) -> list[str]:
     return [
         "",
         f"{sentence}. Shard {run.shard}, results: {out}",
-        f"{run.left} of {_many(len(run.names))} are left to other shards; the last one writes the tables",
+        f"{run.left} of {_many(len(run.names))} have no result yet; the shard that finishes the last of them writes the tables",
     ]
 
 

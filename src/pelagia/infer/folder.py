@@ -110,7 +110,7 @@ class FolderRun:
         anew: why results that are there are made anew -> how many.
         broken: what was wrong with its own images, one sentence each.
         complete: whether the tables were written from all images.
-        left: how many images of other shards had no result at the end.
+        left: how many images of all shards had no result at the end; of its own, those that changed while they were predicted.
         totals: counts over the images that the tables hold, or of its own images without tables.
     """
 
@@ -178,7 +178,8 @@ class FolderRun:
 
         Args:
             advance: called for each image that was predicted, and with 0 steps for tiles of a large one.
-            tell: called once with a sentence for each choice that was made without being asked and changes results.
+            tell: called once with a sentence for each choice that was made without being asked and changes results, and for
+                intensities beyond the window of the model.
 
         Raises:
             OptionError: something cannot be written, an option does not fit the model, or another run writes into the folder.

@@ -31,7 +31,7 @@ from pelagia.infer.result_names import fitting, portable
 from pelagia.infer.result_pictures import draw_result
 from pelagia.infer.result_tables import TABLES, dump
 from pelagia.infer.result_values import found_in, image_dict, numbered
-from pelagia.infer.stamps import Stamp
+from pelagia.infer.stamps import Stamp, readable
 
 __all__ = ["OWN_FOLDERS", "RESULTS_FOLDER", "RESULT_VERSION", "ResultFolder"]
 
@@ -98,6 +98,8 @@ class ResultFolder:
         if head.get("failed") and head.get("limits") != self._made.get("limits"):
             return "other limit, or other extras, for images that were refused"
         stamp = Stamp.from_dict(head.get("image"))
+        if stamp is None and head.get("failed") and not readable(image):
+            return None  # what cannot be opened has no stamp, and keeps its error while that lasts
         if stamp is None or not stamp.holds(image):
             return "image changed"
         if not self._holds(head.get("probabilities"), "probabilities/"):

@@ -15,7 +15,7 @@ from typing import Any, Self
 from pelagia.core.files import content_hash, files_in
 from pelagia.errors import FormatError
 
-__all__ = ["Look", "Stamp", "look"]
+__all__ = ["Look", "Stamp", "look", "readable"]
 
 #: Bytes, and the time of the last change in nanoseconds since 1970.
 Look = tuple[int, int]
@@ -28,6 +28,15 @@ def look(path: Path) -> Look | None:
     except OSError:
         return None
     return sum(fact.st_size for fact in facts), max((fact.st_mtime_ns for fact in facts), default=0)
+
+
+def readable(path: Path) -> bool:
+    """Whether a file, or every file of a folder, can be read to its end."""
+    try:
+        content_hash(path)
+    except (OSError, FormatError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
