@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -17,7 +18,7 @@ from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.types import Category
 from pelagia.decode import DecodeOptions, decode
-from pelagia.decode.regions import heatmap_points, mask_crop
+from pelagia.decode.regions import heatmap_points, mask_crop, point_scores
 from pelagia.errors import ModelError, OptionError
 from pelagia.models.registry import create, entry
 from pelagia.nn.anchors import decode_offsets, encode_offsets, grid_anchors
@@ -149,6 +150,57 @@ def test_keypoints_are_those_of_torchvision() -> None:
     points, found = heatmap_points(maps.numpy(), boxes.double().numpy())
     np.testing.assert_allclose(points, expected[..., :2].numpy(), atol=1e-3)
     np.testing.assert_allclose(found, heights.numpy(), atol=1e-4)
+
+
+def keypoint_card() -> ModelCard:
+    return ModelCard("m", "keypoints", "regions", (Category(1, "a", keypoints=("head",)),), (64, 64))
+
+
+def found_score(cells: torch.Tensor) -> float:
+    """The score of the point that decoding reads from logits [28, 28], enlarged as the network enlarges them."""
+    maps = nn.functional.interpolate(cells[None, None], scale_factor=2.0, mode="bilinear", align_corners=False)
+    outputs = {
+        "boxes": np.array([[[4, 4, 60, 34]]], dtype=np.float32),
+        "scores": np.array([[0.9]], dtype=np.float32),
+        "labels": np.array([[0]]),
+        "heatmaps": maps[None].numpy(),
+    }
+    (found,) = decode(outputs, [Frame.identity(64, 64)], keypoint_card(), DecodeOptions())
+    return float(found.keypoints[0, 0, 2])  # type: ignore[union-attr, index]
+
+
+def test_the_score_of_a_keypoint_tells_how_well_it_is_placed() -> None:
+    y, x = torch.meshgrid(torch.arange(28) + 0.5, torch.arange(28) + 0.5, indexing="ij")
+
+    def scattered(sigma: float, *centres: float) -> torch.Tensor:
+        parts = [-((x - cx) ** 2 + (y - 14.2) ** 2) / (2 * sigma**2) for cx in centres]
+        return torch.stack(parts).logsumexp(0)
+
+    lone = torch.zeros(28, 28)
+    lone[11, 17] = 30.0
+    assert found_score(lone) > 0.99
+    assert found_score(scattered(1.4, 13.7)) == pytest.approx(math.erf(2 / math.sqrt(2)) ** 2, abs=0.05)  # 0.05 of the side
+    assert 0.2 < found_score(scattered(2.8, 13.7)) < 0.5
+    assert found_score(scattered(1.0, 6.3, 21.7)) == pytest.approx(0.5, abs=0.03)  # head or tail?
+    assert found_score(torch.zeros(28, 28)) < 0.05
+
+
+def test_scores_of_keypoints_are_their_definition() -> None:
+    maps = 3 * np.random.default_rng(0).standard_normal((4, 2, 56, 48))
+    boxes = np.array([[3.0, 5, 90, 41], [-10, -10, 30, 70], [8, 8, 8.2, 8.1], [0, 0, 400, 300]])
+    points, _ = heatmap_points(maps, boxes)
+    found = point_scores(maps, boxes, points)
+    for n, k in np.ndindex(4, 2):
+        chances = np.exp(maps[n, k]) / np.exp(maps[n, k]).sum()
+        x1, y1, x2, y2 = boxes[n]
+        wide, high = max(x2 - x1, 1), max(y2 - y1, 1)
+        total = 0.0
+        for i, j in np.ndindex(56, 48):
+            x, y = x1 + (j + 0.5) / 48 * wide, y1 + (i + 0.5) / 56 * high
+            if abs(x - points[n, k, 0]) <= wide / 10 and abs(y - points[n, k, 1]) <= high / 10:
+                total += chances[i, j]
+        assert found[n, k] == pytest.approx(total, abs=1e-9)
+    assert point_scores(maps[:0], boxes[:0], points[:0]).shape == (0, 2)
 
 
 def test_decoding_chooses_and_goes_back_to_the_original() -> None:
