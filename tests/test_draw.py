@@ -1,8 +1,9 @@
-"""Pictures: colours that the colour-blind tell apart, labels that never collide, objects where they belong."""
+"""Pictures: seven colours that the colour-blind tell apart, labels that never collide, objects where they belong."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from pelagia.core import draw_maps
 from pelagia.core.draw import colour, display, draw_instances, draw_prediction
-from pelagia.core.draw_text import place, tab
+from pelagia.core.draw_text import legend, place, tab
 from pelagia.core.palette import luminance, shade
 from pelagia.core.types import Category, Float, Instances, MaskCrop, PanopticMap, Segment, SemanticMap
 from pelagia.errors import OptionError
@@ -51,16 +52,16 @@ def placed_labels(found: Instances, names: list[str], size: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)
-def test_the_first_seven_colours_differ_for_everyone(kind: str) -> None:
-    least = min(
-        deltaE_ciede2000(seen_as(colour(a), kind), seen_as(colour(b), kind)) for a, b in itertools.combinations(range(7), 2)
-    )
-    assert least > 9  # 1 is just noticeable, side by side
+def test_two_of_the_first_classes_differ_for_everyone(kind: str) -> None:
+    seen = [seen_as(colour(label), kind) for label in range(21)]
+    for first, limit in ((7, 10), (21, 3)):
+        least = min(deltaE_ciede2000(a, b) for a, b in itertools.combinations(seen[:first], 2))
+        assert least > limit  # 1 is just noticeable, side by side
 
 
 def test_many_classes_have_colours_of_their_own() -> None:
-    colours = [colour(label) for label in range(100)]
-    assert len(set(colours)) == 100
+    colours = [colour(label) for label in range(133)]  # as many as COCO has in panoptic data
+    assert len(set(colours)) == 133
     assert all(0 <= value <= 255 for rgb in colours for value in rgb)
 
 
@@ -204,6 +205,37 @@ def test_a_crowded_scene_drops_labels_and_a_sparse_one_keeps_them() -> None:
     assert shares(np.concatenate([sparse, sparse + 80], axis=1)) == 1
 
 
+@pytest.mark.parametrize(
+    ("side", "count", "least"),
+    # Of a picture of 8,000 pixels that a screen shows 1,600 wide, 40 pixels are 8 and can be read.
+    [(200, 3, 10), (900, 20, 18), (8000, 1, 160), (8000, 30, 160), (8000, 100, 80), (8000, 400, 40), (8000, 2000, 18)],
+)
+def test_text_is_as_high_as_there_is_room_for(side: int, count: int, least: int) -> None:
+    rng = np.random.default_rng(count)
+    across = math.ceil(math.sqrt(count))
+    cells = np.stack(np.unravel_index(rng.permutation(across**2)[:count], (across, across)), axis=1)
+    corners = (cells + rng.uniform(0.1, 0.9, (count, 2))) * (side / across)
+    found = scene(np.concatenate([corners, corners + side / 200], axis=1), scores=rng.uniform(0.3, 1, count))
+    placed = placed_labels(found, ["copepod"], (side, side))
+    heights = np.array([size for _, _, size, _ in placed])
+    assert heights.max() <= max(side / 50, 10)
+    assert (heights >= least).sum() >= 0.8 * count
+    if max(side / 50, 10) > least:  # crowded: all labels together cover a tenth
+        areas = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), size, _ in placed if size == heights.max())
+        assert 0.07 < areas / side**2 < 0.11
+
+
+def test_text_gives_way_only_where_it_finds_no_room() -> None:
+    lone, clump = np.array([[6000.0, 6000.0]]), np.array([[x, y] for x in range(500, 900, 50) for y in range(500, 900, 50)])
+    corners = np.concatenate([lone, clump])
+    found = scene(np.concatenate([corners, corners + 40], axis=1), scores=np.linspace(0.9, 0.5, len(corners)))
+    placed = placed_labels(found, ["copepod"], (8000, 8000))
+    heights = [size for _, _, size, _ in placed]
+    assert heights[0] > 100  # the lone one
+    assert min(heights) < 20
+    assert len(set(heights)) > 2
+
+
 def test_a_label_at_the_upper_border_goes_inside_or_below() -> None:
     found = scene([[10, 0, 390, 200]])
     ((_, rect, _, _),) = placed_labels(found, ["a"], (400, 400))
@@ -290,6 +322,15 @@ def test_the_legend_names_the_classes_below(side: int) -> None:
     assert (strip == colour(2)).all(axis=2).sum() >= 60  # the patch of the class
     assert not (strip == colour(1)).all(axis=2).any()  # which does not occur
     assert (strip.max(axis=2) < 60).sum() > 30  # text
+
+
+@pytest.mark.parametrize("side", [200, 640, 2000, 8000, 20_000])
+def test_the_legend_can_be_read_on_a_screen(side: int) -> None:
+    strip = legend([(colour(1), "membrane 12%"), (colour(2), "cell 88%")], side, side)
+    rows = np.flatnonzero((strip.max(axis=2) < 60).any(axis=1))
+    # Of a screen that shows the picture 1,600 pixels wide, letters are at least 16 high.
+    assert rows[-1] - rows[0] + 1 >= max(side / 100, 7)
+    assert len(strip) < side / 5
 
 
 def test_the_legend_does_not_tell_few_pixels_as_none() -> None:

@@ -70,17 +70,19 @@ def draw_instances(
 ) -> Picture:
     """A copy of `image` as uint8 RGB [H, W, 3] with its objects: masks, boxes or oriented boxes, keypoints and labels.
 
-    With s = sqrt(H W), lines are s / 450 pixels wide, at most a tenth of the object's shorter side, and text is s / 50 high, at
-    least 10 pixels. Masks are translucent with an outline on their inner side. Masks and poses of one class differ in the shade
-    of its colour, since they touch and overlap. Points are joined by the skeleton of a `Category`; those that are seen are
-    filled, hidden ones hollow (predicted ones are seen from a score of 0.5 on, and not drawn below 0.2). Regions to ignore are
-    grey and have no label.
+    With s = sqrt(H W), lines are s / 450 pixels wide, at most a tenth of the object's shorter side, and text is s / 50 high, but
+    never less than 10 pixels. Masks are translucent with an outline on their inner side. Masks and poses of one class differ in
+    the shade of its colour, since they touch and overlap. Points are joined by the skeleton of a `Category`; those that are seen
+    are filled, hidden ones hollow (predicted ones are seen from a score of 0.5 on, and not drawn below 0.2). Regions to ignore
+    are grey and have no label.
 
-    Label rule. A scene is crowded when all labels together would cover more than a tenth of it; then text is a quarter of the
-    object's longer side, and a label wider than twice that side is not drawn. The best object of each class comes first, then all
-    by score (truth: by size). A label is tried above its box, inside it, below and beside it; with its score, without it, then
-    smaller. It must lie in the image, touch no other label, and cover at most a third (crowded: a tenth) of any other object.
-    Where nothing fits it is dropped, but the best object of each class always keeps one.
+    Label rule. A scene is crowded when all labels together would cover more than a tenth of it; then text is only so high that
+    they cover a tenth, or a quarter of the object's longer side where that is more. Where a tenth of the scene has no room for
+    the latter (or for 10 pixels), a label wider than twice that side is not drawn. The best object of each class comes first,
+    then all by score (truth: by size). A label is tried above its box, inside it, below and beside it; with its score, without
+    it, then in half the height and so on down to a quarter of the object's longer side. It must lie in the image, touch no other
+    label, and cover at most a third (crowded: a tenth) of any other object. Where nothing fits it is dropped, but the best object
+    of each class always keeps one.
     """
     picture = display(image, overwrite=overwrite)
     if len(instances) == 0:

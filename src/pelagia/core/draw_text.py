@@ -20,7 +20,7 @@ _Rect: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom; right 
 _SMALLEST_FONT = 10
 #: A label may cover at most this share of another object: in a sparse scene, in a crowded one.
 _MOST_COVERED = (1 / 3, 0.1)
-#: A scene is crowded when its labels would cover more than this share of it.
+#: A scene is crowded when its labels would cover more than this share of it; then text is so small that they cover just as much.
 _CROWDED = 0.1
 #: A legend is at most this share as high as its picture, but has at least two lines.
 _LEGEND_SHARE = 0.4
@@ -76,6 +76,15 @@ def _order(instances: Instances, boxes: Float) -> tuple[list[int], int]:
     return [*order[firsts].tolist(), *order[~firsts].tolist()], int(firsts.sum())
 
 
+def _sizes(fair: int, small: int) -> list[int]:
+    """Heights of text to try, the largest first: `fair`, its halves, and in the end `small`."""
+    sizes = []
+    while fair > small:
+        sizes.append(fair)
+        fair //= 2
+    return [*sizes, small]
+
+
 def place(
     instances: Instances,
     boxes: Float,
@@ -94,7 +103,10 @@ def place(
     texts = _texts(instances, class_names, scores)
     order, kept = _order(instances, boxes)
     total = sum(math.prod(_extent(texts[index][0], largest)) for index in order)
-    crowded = total > _CROWDED * size[0] * size[1]
+    room = _CROWDED * math.prod(size)
+    crowded = total > room
+    # The area of a label goes with the square of its height.
+    fair = math.floor(largest * math.sqrt(room / total)) if crowded else largest
     areas = np.maximum(box_areas(boxes), 1.0)
     taken = np.zeros((len(order), 4))
     count = 0
@@ -102,8 +114,8 @@ def place(
         box = boxes[index]
         longer = float(max(box[2:] - box[:2]))
         small = max(_SMALLEST_FONT, min(largest, round(longer / 4)))
-        choices = [(text, font) for font in dict.fromkeys((small,) if crowded else (largest, small)) for text in texts[index]]
-        if crowded:
+        choices = [(text, font) for font in _sizes(fair, small) for text in texts[index]]
+        if fair < small:
             choices = [choice for choice in choices if _extent(*choice)[0] <= 2 * longer]
         # Only what lies within reach of the largest tab can be in its way.
         reach = np.max([_extent(*choice) for choice in choices], axis=0, initial=0)

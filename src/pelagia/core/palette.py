@@ -18,8 +18,8 @@ __all__ = ["NEUTRAL", "ONE_CLASS", "Colour", "Picture", "colour", "display", "in
 Colour: TypeAlias = tuple[int, int, int]
 Picture: TypeAlias = NDArray[np.uint8]
 
-#: The palette of Okabe and Ito (2008), told apart under every common colour blindness; black is left out (it is no outline on a
-#: dark image) and the order puts the strongest contrasts first.
+#: The palette of Okabe and Ito (2008), made to be told apart with red-, green- and blue-blindness; black is left out (it is no
+#: outline on a dark image) and the order puts the strongest contrasts first.
 _BASE: tuple[Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -47,8 +47,11 @@ _SHADES = ((0.0, 0.0), (0.0, 8.4), (0.0, -8.4), (10.8, 3.6), (-10.8, -3.6), (-10
 def colour(label: int) -> Colour:
     """The colour of a class, RGB in 0 to 255.
 
-    Labels 0 to 6 have the Okabe-Ito colours, 7 to 13 darker and 14 to 20 paler ones (lightness still tells them apart when hue
-    does not); from 21 on hues advance by the golden angle.
+    Labels 0 to 6 have the Okabe-Ito colours, 7 to 13 darker and 14 to 20 paler ones; from 21 on hues advance by the golden angle.
+    Any two of the first seven differ by more than 10 in CIEDE2000 for people of normal sight and for the red-, green- and
+    blue-blind (about 1 can just be noticed, side by side), any two of the first 21 by more than 3, and of the first 42 each from
+    the next by more than 6. Beyond the first 21 no two colours are equal, but many look alike: there the names tell, on labels
+    and in the legend.
     """
     tone, base = divmod(label, len(_BASE))
     if tone == 0:

@@ -1,6 +1,7 @@
 """Plots as PNG files. Figures are made and forgotten here: no window, no global state of matplotlib is touched.
 
-Colours are those of Okabe and Ito (2008), which people with any colour vision can tell apart.
+The first six colours of lines are of Okabe and Ito (2008), which the red-, green- and blue-blind tell apart too. Four more serve
+plots of seven to ten classes; to the red-blind some of them look like one of the six.
 """
 
 from __future__ import annotations
