@@ -295,6 +295,18 @@ def test_degenerate_truth_counts_as_missed(place: Path, tmp_path: Path, capsys: 
     assert document(capsys)["truths"] == len(content["annotations"])
 
 
+def test_a_prediction_far_outside_its_image_is_one_that_is_wrong(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((place / "good.json").read_text())
+    rows.append({**rows[0], "bbox": [-9000.0, 20, 30, 30000], "score": 0.9})
+    (tmp_path / "far.json").write_text(json.dumps(rows))
+    assert run("evaluate", tmp_path / "far.json", truth_file(place), "--compare", "boxes", "--json") == 0
+    content = document(capsys)
+    assert content["predictions"] == len(rows)
+    assert content["calibration"]["kept_position"] is not None
+
+
 def test_label_images(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("images", "masks", "found"):
         (tmp_path / folder).mkdir()

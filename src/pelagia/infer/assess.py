@@ -305,5 +305,6 @@ def _placed_scores(evidence: Evidence, sizes: Int | None) -> PlacedScores | None
         predictions = evidence.comparison.predictions
         x1, y1, x2, y2 = predictions.bounds[kept].T
         width, height = sizes[predictions.image[kept]].T
-        position = np.stack([(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height], axis=1)
+        shares = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+        position = np.clip(np.stack(shares, axis=1), 0, 1)  # a box may lie anywhere, however far outside
     return place_scores(score[kept], right[kept], evidence.comparison.predictions.image[kept], position=position)
