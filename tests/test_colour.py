@@ -9,6 +9,9 @@ import pytest
 
 from pelagia.data import colour
 
+#: The window of a sensor of 12 bits whose images are stored in 16.
+WINDOW = (200.0, 4000.0)
+
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 3])
@@ -71,14 +74,47 @@ def test_hue_saturation_and_value_follow_their_definition(seed: int) -> None:
     assert np.count_nonzero(found != image) > 0.9 * image[2:].size
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_noise_equals_its_formula(dtype: type) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "levels", "span"), [(np.uint8, None, 255), (np.uint16, None, 65535), (np.uint16, WINDOW, 3800)]
+)
+def test_noise_equals_its_formula(dtype: type, levels: colour.Levels | None, span: int) -> None:
     top = np.iinfo(dtype).max
     image = np.random.default_rng(1).integers(0, top, (20, 30, 3), dtype=dtype, endpoint=True)
     rng = np.random.default_rng(2)
-    sigma = rng.uniform(0, 0.03) * top
+    sigma = rng.uniform(0, 0.03) * span
     plane = rng.standard_normal((20, 30), dtype=np.float32) * np.float32(sigma)
     expected = np.clip(np.rint(image.astype(np.float32) + plane[..., None]), 0, top)
-    found = colour.add_noise(image, np.random.default_rng(2))
+    found = colour.add_noise(image, np.random.default_rng(2), levels=levels)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_twelve_bits_in_sixteen_stay_within_their_window(channels: int) -> None:
+    image = np.random.default_rng(3).integers(200, 4001, (24, 24, channels), dtype=np.uint16)
+    for seed in range(20):
+        found = colour.shift_hsv(image, np.random.default_rng(seed), 0.1, 0.5, 0.4, WINDOW)
+        assert found.dtype == np.uint16
+        assert found.min() >= 200
+        assert found.max() <= 4000
+        assert np.count_nonzero(found >= 3990) < 0.05 * found.size  # nothing burns out
+
+
+def test_brightness_of_deep_images_is_a_power_of_the_share_of_the_window() -> None:
+    ramp = np.array([0, 199, 200, 201, 1000, 2000, 3999, 4000, 4001, 6000, 65535], dtype=np.uint16)[None, :, None]
+    for seed in range(10):
+        power = float(np.exp(np.random.default_rng(seed).uniform(size=3)[2] * 2 * np.log(1.4) - np.log(1.4)))
+        share = np.maximum(ramp[0, :, 0].astype(np.float64) - 200, 0) / 3800
+        found = colour.shift_hsv(ramp, np.random.default_rng(seed), 0.0, 0.0, 0.4, WINDOW)[0, :, 0]
+        np.testing.assert_allclose(found, np.minimum(200 + 3800 * share**power, 65535), rtol=1e-6, atol=0.51)
+        assert (found[8:] > 4000).all()  # what lies above the window stays above
+        assert (np.diff(found.astype(int)) >= 0).all()
+
+
+def test_images_of_eight_bits_have_the_window_of_their_type() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    for one, other in (
+        [colour.shift_hsv(image, np.random.default_rng(1), 0.1, 0.5, 0.4, levels) for levels in (None, (0.0, 4095.0))],
+        [colour.add_noise(image, np.random.default_rng(1), levels=levels) for levels in (None, (0.0, 4095.0))],
+    ):
+        np.testing.assert_array_equal(one, other)

@@ -196,6 +196,17 @@ def test_window_of_deep_images_is_measured_once(tmp_path: Path) -> None:
     assert window.mean == (0.5, 0.5, 0.5)
 
 
+def test_samples_of_deep_images_stay_within_the_window(tmp_path: Path) -> None:
+    data = draw(tmp_path, deep=True)
+    window = measure_window(data, Normalisation())
+    colours = AugmentOptions(hsv_v=1.0, noise=0.0, scale=0.0, translate=0.0)
+    make = Maker(data, colours, (48, 64), 5, 9, levels=(window.low, window.high))
+    images = make.batch(Plan(8, 8, 5).step(0)).images.numpy()
+    assert images.max() <= window.high == 23000
+    burnt = Maker(data, colours, (48, 64), 5, 9).batch(Plan(8, 8, 5).step(0)).images.numpy()
+    assert burnt.max() > 30000  # a power of the share of all 16 bits
+
+
 def test_mixed_depths_are_refused(tmp_path: Path) -> None:
     data = draw(tmp_path)
     core_image.write(data.image_paths[1], data.image(1).astype(np.uint16) * 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pelagia.core import image as core_image
 from pelagia.core.types import Category, Instances, Task
+from pelagia.data import colour
 from pelagia.data.augment import AugmentOptions
 from pelagia.data.dataset import Dataset
 from pelagia.errors import CheckpointError, DataError, NonFiniteLossError, OptionError, TrainingError
@@ -118,10 +120,25 @@ def test_oriented_boxes_train(tmp_path: Path) -> None:
     assert checkpoint.load(found.best).card.task == "oriented"
 
 
-def test_deep_images_train_with_a_measured_window(tmp_path: Path) -> None:
-    found = train(options(tmp_path / "run", epochs=1), draw(tmp_path / "data", 6, deep=True), quiet=True)
+def test_deep_images_train_with_a_measured_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shift, noise = colour.shift_hsv, colour.add_noise
+    seen: list[tuple[str, colour.Levels | None]] = []
+
+    def shifted(*given: Any) -> colour.Image:
+        seen.append(("shift", given[5]))
+        return shift(*given)
+
+    def noisy(*given: Any, levels: colour.Levels | None) -> colour.Image:
+        seen.append(("noise", levels))
+        return noise(*given, levels=levels)
+
+    monkeypatch.setattr(colour, "shift_hsv", shifted)
+    monkeypatch.setattr(colour, "add_noise", noisy)
+    chosen = options(tmp_path / "run", epochs=1, augment=AugmentOptions(noise=1.0))
+    found = train(chosen, draw(tmp_path / "data", 6, deep=True), quiet=True)
     window = checkpoint.load(found.best).card.normalisation
     assert (window.low, window.high) == (2000.0, 23000.0)
+    assert set(seen) == {("shift", (2000.0, 23000.0)), ("noise", (2000.0, 23000.0))}  # augmentation is told
 
 
 def test_the_loss_falls_and_the_drawn_objects_are_found(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pelagia.core.scan import Scan
 from pelagia.core.types import IGNORE_INDEX, Category, Float, Instances, SemanticMap, Task
 from pelagia.core.warp import block_side
 from pelagia.data import colour
-from pelagia.data.colour import Image
+from pelagia.data.colour import Image, Levels
 from pelagia.data.crops import crop_placement, rare_point
 from pelagia.data.elastic import Field, random_field
 from pelagia.data.geometry import Keep, Window, chain, follow, invert, join, join_stuff
@@ -191,12 +191,15 @@ def augment(
     fetch: Fetch | None = None,
     look: Look | None = None,
     fill: int = FILL,
+    levels: Levels | None = None,
 ) -> Sample:
     """The training sample of image `index`: [H, W, 3] of `input_size` (height, width), truth in its pixels.
 
     `masks` asks the data set for masks (boxes are then tight under rotation, and copy-paste works); `fetch` replaces reading by
     a cache, whose arrays are never written to; `look` opens images of which only the window of `options.crop` is to be read. For
     the task `panoptic` the pieces of a class of stuff are one object.
+
+    `levels` are the network's for images of more than 8 bits (`pelagia.data.colour`).
 
     Raises:
         OptionError: mixup for the task `semantic` or `panoptic`, whose pixels have one class.
@@ -223,7 +226,7 @@ def augment(
     if rng.random() < options.cutmix:
         window = _random_window(rng, job.canvas)
         sample = replace(cut_in(sample, _other(job, window), window, options.keep, dataset.categories), shown=None)
-    image = to_rgb(_intensities(sample.image, rng, options))
+    image = to_rgb(_intensities(sample.image, rng, options, levels))
     truth = join_stuff(sample.truth, dataset.categories) if dataset.task == "panoptic" else sample.truth
     return replace(sample, image=image, truth=truth, name=dataset.names[index], index=index)
 
@@ -394,11 +397,11 @@ def _random_window(rng: np.random.Generator, canvas: tuple[int, int]) -> Window:
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
-def _intensities(image: Image, rng: np.random.Generator, options: AugmentOptions) -> Image:
+def _intensities(image: Image, rng: np.random.Generator, options: AugmentOptions, levels: Levels | None) -> Image:
     if options.hsv_h or options.hsv_s or options.hsv_v:
-        image = colour.shift_hsv(image, rng, options.hsv_h, options.hsv_s, options.hsv_v)
+        image = colour.shift_hsv(image, rng, options.hsv_h, options.hsv_s, options.hsv_v, levels)
     if rng.random() < options.blur:
         image = colour.blur(image, rng)
     if rng.random() < options.noise:
-        image = colour.add_noise(image, rng)
+        image = colour.add_noise(image, rng, levels=levels)
     return image

@@ -33,6 +33,7 @@ from pelagia.data.augment import (
     read_sample,
     transformed_sample,
 )
+from pelagia.data.colour import Levels
 from pelagia.data.dataset import Dataset
 from pelagia.data.sample import Sample
 from pelagia.errors import DataError, ImageError, PelagiaError
@@ -163,6 +164,7 @@ class Maker:
         transform: takes the place of `augment` where given.
         varied: False for letterboxed images without any augmentation.
         masks_padding: lay what shows an image into the upper left corner and say how large it is, as the model's card asks.
+        levels: of the model's card, by which augmentation measures the intensities of images of more than 8 bits.
     """
 
     dataset: Dataset
@@ -173,6 +175,7 @@ class Maker:
     transform: Transform | None = None
     varied: bool = True
     masks_padding: bool = False
+    levels: Levels | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -209,6 +212,7 @@ class Maker:
                     masks=self.masks,
                     fetch=self._fetch,
                     look=self.dataset.scan,
+                    levels=self.levels,
                 )
             except WindowError as error:
                 self.skipped[self.dataset.names[error.index]] = error.reason

@@ -186,6 +186,7 @@ def _feed(engine: Engine, plan: Plan, folds: Folds, transform: Transform | None)
     free = available_bytes() // 4 // group.local_world
     # Each worker process keeps images of its own.
     cache = ImageCache((free if options.cache_bytes is None else options.cache_bytes) // max(workers, 1))
+    window = engine.model.card.normalisation
     maker = Maker(
         dataset=CachedDataset.wrap(folds.train, cache),
         augment=options.augment,
@@ -194,6 +195,7 @@ def _feed(engine: Engine, plan: Plan, folds: Folds, transform: Transform | None)
         plain_from=options.epochs - min(options.close_mosaic, options.epochs // 3),
         transform=transform,
         masks_padding=engine.model.card.masks_padding,
+        levels=(window.low, window.high),
     )
     gpu = device.type != "cpu"
     pin = device.type == "cuda"
