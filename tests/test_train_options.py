@@ -96,6 +96,20 @@ def test_resume_takes_an_explicit_default(tmp_path: Path) -> None:
     assert resume_options(given, explicit={"epochs"}).epochs == given.epochs
 
 
+def test_resume_with_the_model_named_does_not_ask_for_its_defaults(tmp_path: Path) -> None:
+    """The command line and `pelagia.train` begin with the defaults of the model that is named."""
+    saved(tmp_path, replace(defaults_of("unet"), imgsz=380, augment=AugmentOptions(mosaic=0.5)))
+    merged = resume_options(replace(defaults_of("unet"), resume=str(tmp_path), epochs=200), {"model", "epochs", "resume"})
+    assert (merged.imgsz, merged.augment.mosaic, merged.epochs) == (380, 0.5, 200)
+    with pytest.raises(OptionError, match=r"--imgsz \(380 in the run, 572 now\)"):
+        resume_options(replace(defaults_of("unet"), resume=str(tmp_path)), {"imgsz"})
+    saved(tmp_path, replace(defaults_of("detr-r50"), lr=5e-5))
+    assert resume_options(replace(defaults_of("detr-r50"), resume=str(tmp_path))).lr == 5e-5
+    assert resume_options(TrainOptions(resume=str(tmp_path))).lr == 5e-5
+    with pytest.raises(OptionError, match="--model"):
+        resume_options(replace(defaults_of("unet"), resume=str(tmp_path)))
+
+
 def test_resume_refuses_what_would_change_the_weights(tmp_path: Path) -> None:
     saved(tmp_path, TrainOptions(batch=8))
     with pytest.raises(OptionError, match=r"--batch \(8 in the run, 4 now\)"):

@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import pelagia
 from pelagia.data.dataset import Dataset
 from pelagia.errors import CheckpointError, OptionError, TrainingError
+from pelagia.models import registry
+from pelagia.models.registry import entry
 from pelagia.train.loop import train
-from pelagia.train.options import TrainOptions
+from pelagia.train.options import TrainOptions, load_options
 from pelagia.train.run import Run
 from training import assert_same_state, draw, options
 
@@ -141,3 +145,16 @@ def test_sgd_and_a_frozen_part_resume_too(data: Dataset, tmp_path: Path) -> None
     with pytest.raises(KilledError):
         train(run_options(tmp_path / "b", **changes), data, quiet=True, on_step=kill_at(4))
     assert_same_run(train(TrainOptions(resume=str(tmp_path / "b")), data, quiet=True), straight)
+
+
+def test_resume_with_the_model_named(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = replace(entry(run_options(tmp_path).model), name="slow-for-tests", training={"lr": 1e-4, "momentum": 0.8})
+    monkeypatch.setitem(registry._entries, own.name, own)
+    run = train(run_options(tmp_path / "run", model=own.name, epochs=1, lr=5e-5), data, quiet=True)
+    more = pelagia.train(own.name, data, resume=str(run.folder), epochs=2)
+    assert load_options(run.folder).lr == 5e-5
+    assert more.epochs == 2
+    with pytest.raises(OptionError, match="--lr"):
+        pelagia.train(own.name, data, resume=str(run.folder), lr=1e-4)
+    with pytest.raises(OptionError, match="--model"):
+        pelagia.train("yolo11n", data, resume=str(run.folder))

@@ -108,13 +108,15 @@ def train(model: str, data: str | Path | Dataset, *, val: str | Path | Dataset |
         data: a data set, or where its labels are. Its split `train` is used where it has one.
         val: a data set to validate on; else the split `val` of `data`, else a part of `data`.
         options: fields of `pelagia.train.options.TrainOptions`, such as `epochs=100`; what is not stated has the default of the
-            model (`Entry.training`), else that of every run.
+            model (`Entry.training`), else that of every run. With `resume`, what is stated must agree with the run,
+            unless it may differ in a run that goes on (`train.options.RESUMABLE`).
 
     Raises:
         OptionError: an unknown option or a value that cannot be used.
         MissingExtraError: the extra `train` is not installed.
         TrainingError: training cannot start or go on.
     """
+    explicit = frozenset({"model", *options})
     base = resolve("pelagia.train.options", purpose="train a model").defaults_of(model)
     loop = resolve("pelagia.train.loop", purpose="train a model")
     if isinstance(data, str | Path):
@@ -124,7 +126,7 @@ def train(model: str, data: str | Path | Dataset, *, val: str | Path | Dataset |
     chosen = _with_options(base, options)
     dataset = open_dataset(data, task=chosen.task) if isinstance(data, str | Path) else data
     held_out = open_dataset(val, task=chosen.task) if isinstance(val, str | Path) else val
-    run: Run = loop.train(chosen, dataset, held_out)
+    run: Run = loop.train(chosen, dataset, held_out, explicit=explicit)
     return run
 
 

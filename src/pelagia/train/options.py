@@ -308,20 +308,22 @@ def load_options(path: str | Path) -> TrainOptions:
 def resume_options(options: TrainOptions, explicit: Collection[str] = ()) -> TrainOptions:
     """The options with which the run at `options.resume` goes on.
 
-    The run's own configuration is the base. An option of `RESUMABLE` is replaced where `options` differs from the default or
-    `explicit` names it. Any other option must keep its default or agree with the run.
+    The run's own configuration is the base. An option of `RESUMABLE` is replaced where `options` differs from the defaults or
+    `explicit` names it. Any other option must keep a default or agree with the run. Defaults are those of every run and those of
+    the run's model (`defaults_of`).
 
     Raises:
-        OptionError: an option that shapes the weights was changed, or the run has no configuration.
+        OptionError: an option that shapes the weights was changed, the run has no configuration, or its model is unknown.
     """
     place = Path(options.resume)
     saved = load_options(place if place.is_dir() else place.parent)
+    own = defaults_of(saved.model)
     changes: dict[str, Any] = {"resume": options.resume}
     refused: list[str] = []
     for item in fields(TrainOptions):
         given, before = getattr(options, item.name), getattr(saved, item.name)
         default = item.default_factory() if item.default_factory is not MISSING else item.default
-        if given == before or (given == default and item.name not in explicit):
+        if given == before or (given in (default, getattr(own, item.name)) and item.name not in explicit):
             continue
         if item.name in RESUMABLE:
             changes[item.name] = given
