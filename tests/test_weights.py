@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torchvision.models import detection
+from torchvision.models import detection, segmentation
 
 from pelagia.core.types import Category
 from pelagia.errors import CheckpointError, OptionError
@@ -97,6 +97,24 @@ def test_the_list_is_that_of_torchvision() -> None:
         assert found.file_name.endswith(f"-{found.digest}.pth")
         for value in enum.COCO_V1.meta["_metrics"]["COCO-val2017"].values():
             assert str(value) in found.metric
+
+
+@pytest.mark.parametrize(
+    "enum",
+    [
+        segmentation.FCN_ResNet50_Weights,
+        segmentation.FCN_ResNet101_Weights,
+        segmentation.DeepLabV3_ResNet50_Weights,
+        segmentation.DeepLabV3_ResNet101_Weights,
+    ],
+)
+def test_segmenters_of_torchvision_are_known(enum: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = enum.COCO_WITH_VOC_LABELS_V1
+    monkeypatch.setattr("pelagia.models.weights.sha256", lambda _path: published.url[-12:-4] + "00")
+    found = weights.known_file("any")
+    assert found is not None
+    assert (found.url, found.licence) == (published.url, "BSD-3-Clause")
+    assert found.metric == f"mean IoU {published.meta['_metrics']['COCO-val2017-VOC-labels']['miou']}"
 
 
 def test_a_published_file_is_known_and_its_heads_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

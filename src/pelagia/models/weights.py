@@ -1,7 +1,7 @@
 """Published weights by name: where they lie, how to know them, under which licence; and fetching them when the user asks.
 
 Nothing here asks the network unless `fetch` is called. A file is kept where `torch.hub` keeps its own, so that what torchvision
-has fetched before is found.
+has fetched before is found. The list needs no torch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pelagia.core.files import atomic_path, sha256
+from pelagia.core.lazy import resolve
 from pelagia.errors import CheckpointError, OptionError
 
 __all__ = ["PUBLISHED", "Published", "cache_folder", "fetch", "known_file"]
@@ -112,16 +111,22 @@ PUBLISHED: dict[str, Published] = {
     ),
 }
 
+#: Published files of other sizes, which are known when they are read; no model has their name.
+_FURTHER = (
+    Published(f"{_TORCHVISION}fcn_resnet101_coco-7ecb50ca.pth", "7ecb50ca", _BSD, "mean IoU 63.7", _VOC),
+    Published(f"{_TORCHVISION}deeplabv3_resnet101_coco-586e9e4e.pth", "586e9e4e", _BSD, "mean IoU 67.4", _VOC),
+)
+
 
 def cache_folder() -> Path:
     """Where fetched weights are kept: `checkpoints` in the folder of `torch.hub` (TORCH_HOME, else XDG_CACHE_HOME/torch)."""
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    return Path(resolve("torch.hub", purpose="find weights that were fetched").get_dir()) / "checkpoints"
 
 
 def known_file(path: str | Path) -> Published | None:
     """The entry whose digest a file has, whatever it is called; None if it is not one of them."""
     digest = sha256(path)
-    return next((item for item in PUBLISHED.values() if digest.startswith(item.digest)), None)
+    return next((item for item in (*PUBLISHED.values(), *_FURTHER) if digest.startswith(item.digest)), None)
 
 
 def fetch(item: Published, folder: str | Path | None = None) -> Path:

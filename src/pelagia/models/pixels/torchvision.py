@@ -1,8 +1,8 @@
-"""Checkpoints of torchvision's FCN and DeepLabV3 over a ResNet (BSD-3-Clause; published weights under the same licence).
+"""Checkpoints of torchvision's FCN and DeepLabV3 over a ResNet (torchvision and the weights that it publishes are BSD-3-Clause).
 
 A state dictionary of `torchvision.models.segmentation` is renamed tensor by tensor. Its class 0 is the ground. The weights that
 torchvision publishes were trained on the images of COCO that hold the classes of Pascal VOC, with the normalisation of ImageNet,
-short side 520 pixels.
+short side 520 pixels. They are known by their digest (`models.weights`); of any other file the licence is unknown.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from pelagia.core.card import ModelCard, Normalisation
 from pelagia.core.types import Category
 from pelagia.errors import CheckpointError
+from pelagia.models import weights
 from pelagia.models.checkpoint import build
 from pelagia.models.model import Model
 from pelagia.models.registry import create
@@ -116,4 +117,10 @@ def _card(name: str, categories: tuple[Category, ...], options: dict[str, Any], 
     size = -(-_SIDE // 32) * 32
     with torch.device("meta"):
         model = create(name, categories, "semantic", options=options, input_size=size)
-    return replace(model.card, normalisation=_NORMALISATION, licence="BSD-3-Clause", source=f"torchvision checkpoint {path.name}")
+    published = weights.known_file(path)
+    return replace(
+        model.card,
+        normalisation=_NORMALISATION,
+        licence=published.licence if published is not None else "unknown",
+        source=published.source if published is not None else f"torchvision checkpoint {path.name}",
+    )
