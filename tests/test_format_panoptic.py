@@ -188,6 +188,32 @@ def test_panoptic_becomes_single_objects(tmp_path: Path, format: str) -> None:
     assert (found.masks[0].x, found.masks[0].y, found.masks[0].area) == (3, 2, 36)
 
 
+@pytest.mark.parametrize("format", ["coco", "yolo", "labels", "voc", "dota"])
+def test_panoptic_written_as_panoptic_keeps_its_masks_or_says_so(tmp_path: Path, format: str) -> None:
+    dataset = open_dataset(data(tmp_path / "src"))
+    report = convert(dataset, tmp_path / "out", format, task="panoptic")
+    told = [finding.code for finding in report.losses if finding.severity != "info"]
+    if format in ("voc", "dota"):
+        assert "outlines" in told
+        return
+    if format == "coco":
+        assert told == []
+        same(dataset, open_dataset(tmp_path / "out", task="panoptic"))
+        return
+    again = open_dataset(tmp_path / "out", task="instance")
+    found = again.truth([Path(name).stem for name in again.names].index("a"), masks=True).masks
+    assert found is not None
+    assert {1084, 36} <= {mask.area for mask in found}
+
+
+def test_a_background_that_no_object_stands_for_is_told(tmp_path: Path) -> None:
+    dataset = survey(tmp_path / "src", "masks")
+    for format in ("coco", "yolo", "labels"):
+        report = convert(dataset, tmp_path / format, format, task="panoptic")
+        assert ("background", len(dataset)) in [(finding.code, finding.count) for finding in report.losses]
+    assert "background" not in [finding.code for finding in convert(dataset, tmp_path / "out", "panoptic").losses]
+
+
 def test_panoptic_becomes_class_maps(tmp_path: Path) -> None:
     dataset = open_dataset(data(tmp_path / "src"))
     report = convert(dataset, tmp_path / "out", "labels", task="semantic")

@@ -96,7 +96,10 @@ def convert(
         chosen = dataset.with_task("panoptic")
     else:
         chosen = dataset.with_task(task or richest_task(dataset))
-        chosen = chosen if chosen.task in ("semantic", "panoptic") else with_outlines(chosen)
+        chosen = chosen if chosen.task == "semantic" else with_outlines(chosen)
     losses = list(chosen.findings[len(dataset.findings) :])
+    if chosen.task == "panoptic" and chosen.background is not None and format != "panoptic":
+        text = "the background between outlines is no object: its class is written, its pixels are not; --to panoptic keeps them"
+        losses.append(Finding("warning", "background", text, str(target), len(chosen)))
     losses += FORMATS[format].write(chosen, target, options or WriteOptions())
     return ConversionReport(target, format, chosen.task, len(chosen), len(chosen.annotations), tuple(losses))
