@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from pelagia.core.image import write
 from pelagia.core.types import Category, Instances
 from pelagia.data.convert import convert
 from pelagia.data.dataset import Dataset
-from pelagia.train.options import TrainOptions
+from pelagia.models import registry
+from pelagia.models.weights import PUBLISHED
+from pelagia.train.options import TrainOptions, defaults_of
 from tiny_onnx import write_tiny
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -149,9 +152,22 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models") == 0
     output = capsys.readouterr().out
     assert "2,624,080" in output
-    assert output.count("YOLO11 (no paper") == 1  # sizes stand together
-    assert "AGPL-3.0" in output
-    assert all(len(line) <= 120 for line in output.splitlines())
+    assert output.count("YOLO11 (no paper") < 5  # sizes stand together
+    assert all(len(line) <= 80 for line in output.splitlines())
+    words = " ".join(output.split())
+    for entry in registry.entries():
+        assert f"{entry.authors}, {entry.year}, {entry.url} tasks: {', '.join(entry.tasks)}" in words
+        assert entry.weights + (f" (licence: {entry.weights_licence})" if entry.weights_licence else "") in words
+    for name, item in PUBLISHED.items():
+        assert f"{item.source}; from {item.url.removesuffix(item.file_name)}" in words
+        assert f"{name}: {item.file_name}, {item.metric}" in words
+        assert item.licence == registry.entry(name).weights_licence
+    assert "weights of mask2former-r50: files of Hugging Face transformers" in words
+    assert "unet 31,031,810 301.6 572 2 yes weights: none to read" in words
+    assert run("models", "--task", "detect", "--json") == 0
+    found = {entry["name"]: entry["published"] for entry in json.loads(capsys.readouterr().out)}
+    assert found["detr-r50"]["url"] == PUBLISHED["detr-r50"].url
+    assert found["yolo11n"] is None
     assert run("models", "--task", "oriented", "--json") == 0
     assert all("oriented" in entry["tasks"] for entry in json.loads(capsys.readouterr().out))
 
@@ -276,6 +292,10 @@ def test_train_passes_on_what_was_given(
     assert (options.augment.mixup, options.augment.mosaic) == (0.5, 0.25)
     assert options.channels_last is False
     assert len(seen["dataset"]) == 6
+    config.write_text(json.dumps(replace(defaults_of("detr-r50"), lr=5e-5, imgsz=320).to_dict()))
+    assert run("train", "detr-r50", place / "yolo", "--resume", tmp_path, "--epochs", "9") == 130  # the model may be named
+    options = seen["options"]
+    assert (options.model, options.lr, options.imgsz, options.epochs) == ("detr-r50", 5e-5, 320, 9)
     assert run("train", place / "m", place / "yolo", "--config", config, "--resume", tmp_path) == 1
     assert "leave --config out" in capsys.readouterr().err
 

@@ -44,7 +44,8 @@ class Entry:
         parameters: published count, by task.
         gflops: 2 x multiply-additions / 1e9 of one forward pass at `input_size`, by task.
         input_size: side in pixels that its authors train with, by task.
-        weights_licence: of the published weights; empty if there are none to read.
+        weights: whose files are read; empty if there are none.
+        weights_licence: of those that are published; empty where none are known.
         exports: whether it can be written as ONNX: `yes`; `not for the web` where the graph holds its own suppression and
             RoIAlign, which runtimes in browsers lack; or `no: ` and the reason.
     """
@@ -65,6 +66,7 @@ class Entry:
     parameters: Mapping[str, int] = field(default_factory=dict)
     gflops: Mapping[str, float] = field(default_factory=dict)
     input_size: Mapping[str, int] = field(default_factory=dict)
+    weights: str = ""
     weights_licence: str = ""
     exports: str = "yes"
 

@@ -54,6 +54,7 @@ register(
             parameters=parameters,
             gflops=gflops,
             input_size={"detect": 640, "oriented": 1024, "instance": 640, "keypoints": 640},
+            weights="files of Ultralytics, such as yolo11n.pt",
             weights_licence="AGPL-3.0",
         )
         for size, (defaults, parameters, gflops) in _YOLO11.items()

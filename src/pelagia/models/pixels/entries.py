@@ -59,6 +59,7 @@ register(
         parameters={"semantic": 35_322_218},
         gflops={"semantic": 285.5},
         input_size={"semantic": 520},
+        weights="files of torchvision",
         weights_licence="BSD-3-Clause",
     ),
     Entry(
@@ -76,6 +77,7 @@ register(
         parameters={"semantic": 42_004_074},
         gflops={"semantic": 337.5},
         input_size={"semantic": 520},
+        weights="files of torchvision",
         weights_licence="BSD-3-Clause",
     ),
 )

@@ -26,6 +26,7 @@ _MASK2FORMER: dict[str, tuple[dict[str, Any], int, float]] = {
     "swin-l": ({"backbone": "timm:swin_large_patch4_window12_384", "queries": 200}, 215_521_989, 809.9),
 }
 _MASK2FORMER_TASKS: tuple[Task, ...] = ("panoptic", "instance", "semantic")
+_MASK2FORMER_WEIGHTS = "files of Hugging Face transformers"
 _MASK2FORMER_TINY = {"width": 32, "heads": 2, "pixel_layers": 1, "pixel_hidden": 32, "hidden": 32, "layers": 3, "queries": 12}
 
 register(
@@ -54,6 +55,7 @@ register(
             parameters={"detect": parameters},
             gflops={"detect": gflops},
             input_size={"detect": 800},
+            weights="files of its authors, and of Hugging Face transformers such as facebook/detr-resnet-50",
             weights_licence="Apache-2.0",
         )
         for name, (defaults, parameters, gflops) in _DETR.items()
@@ -79,6 +81,7 @@ register(
             parameters=dict.fromkeys(_MASK2FORMER_TASKS, parameters),
             gflops=dict.fromkeys(_MASK2FORMER_TASKS, gflops),
             input_size=dict.fromkeys(_MASK2FORMER_TASKS, 640),
+            weights=_MASK2FORMER_WEIGHTS + ("" if size == "r50" else ", such as facebook/mask2former-swin-tiny-coco-instance"),
             weights_licence="" if size == "r50" else "other",
         )
         for size, (defaults, parameters, gflops) in _MASK2FORMER.items()

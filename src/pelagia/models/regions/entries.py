@@ -8,7 +8,7 @@ from pelagia.models.registry import Entry, register
 
 __all__: list[str] = []
 
-_LICENCE = "BSD-3-Clause"
+_WEIGHTS = {"weights": "files of torchvision", "weights_licence": "BSD-3-Clause"}
 #: torchvision's second versions: norms in pyramid and heads, a deeper proposal network, a head of convolutions.
 _V2: dict[str, Any] = {"rpn_convs": 2, "box_convs": 4, "norm_heads": True}
 _TINY: dict[str, Any] = {
@@ -29,7 +29,7 @@ _FASTER: dict[str, Any] = {
     "options": "pelagia.models.regions.faster_rcnn:Options",
     "tasks": ("detect",),
     "input_size": {"detect": 800},
-    "weights_licence": _LICENCE,
+    **_WEIGHTS,
     "exports": "not for the web",
 }
 _MASK: dict[str, Any] = {
@@ -41,7 +41,7 @@ _MASK: dict[str, Any] = {
     "year": 2017,
     "url": "https://arxiv.org/abs/1703.06870",
     "input_size": {"instance": 800},
-    "weights_licence": _LICENCE,
+    **_WEIGHTS,
     "exports": "not for the web",
 }
 _BENCHMARKING: dict[str, Any] = {
