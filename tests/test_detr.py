@@ -239,12 +239,7 @@ def test_ignored_objects_are_neither_matched_nor_held_against_a_query() -> None:
 
 
 def test_number_of_parameters() -> None:
-    """With the 91 labels of the published weights: that of transformers; with 80 classes: that of the table."""
-    for entry in registry.entries("detect"):
-        if entry.name.startswith("detr"):
-            with torch.device("meta"):
-                model = registry.create(entry.name, [Category(index, str(index)) for index in range(80)])
-            assert sum(parameter.numel() for parameter in model.parameters()) == entry.parameters["detect"]
+    """With the 91 labels of the published weights: that of transformers."""
     with torch.device("meta"):
         theirs = DetrForObjectDetection(DetrConfig(num_labels=91))
         model = registry.create("detr-r50", [Category(index, str(index)) for index in range(91)])

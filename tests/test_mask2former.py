@@ -321,14 +321,6 @@ def test_files_load_in_both_spellings(pair: tuple[Any, Mask2Former], tmp_path: P
         foreign.load_any(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in registry.entries("panoptic") if entry.name.startswith("mask2former")])
-def test_parameters_are_those_of_the_published_models(name: str) -> None:
-    entry = registry.entry(name)
-    with torch.device("meta"):
-        model = registry.create(name, [Category(i, str(i)) for i in range(80)], "panoptic")
-    assert sum(value.numel() for value in model.parameters()) == entry.parameters["panoptic"]
-
-
 def test_first_offsets_look_in_all_directions() -> None:
     layer = DeformableAttention(64, 8, 3, 4)
     offsets = layer.offsets.bias.detach().view(8, 3, 4, 2)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from pelagia.core.frame import Frame
 from pelagia.core.masks import paste
@@ -22,8 +21,6 @@ from pelagia.models.grids.yolo11 import YOLO11, Options
 from pelagia.models.model import MaskCrops, Model, Targets
 from pelagia.nn.grids import cell_centres, grids_of
 
-SIZES = [(entry.name, task) for entry in registry.entries() if entry.name.startswith("yolo11") for task in entry.tasks]
-
 
 def categories(count: int, points: int = 0) -> tuple[Category, ...]:
     names = tuple(f"point {number}" for number in range(points))
@@ -34,19 +31,6 @@ def tiny(task: Task, size: tuple[int, int] = (64, 96), classes: int = 2) -> Mode
     torch.manual_seed(0)
     chosen = categories(classes, 3 if task == "keypoints" else 0)
     return registry.create("yolo11n", chosen, task, input_size=size, options=registry.entry("yolo11n").tiny)
-
-
-@pytest.mark.parametrize(("name", "task"), SIZES)
-def test_parameters_and_operations_are_the_published_ones(name: str, task: Task) -> None:
-    """The published count of parameters includes the 16 fixed weights 0 to 15 that turn a distribution into its mean."""
-    entry = registry.entry(name)
-    side = entry.input_size[task]
-    with torch.device("meta"):
-        model = registry.create(name, categories(80, 17 if task == "keypoints" else 0), task, input_size=side).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.zeros(1, 3, side, side))
-    assert sum(parameter.numel() for parameter in model.parameters()) + 16 == entry.parameters[task]
-    assert counter.get_total_flops() / 1e9 == pytest.approx(entry.gflops[task], rel=0.01)
 
 
 def perfect_outputs(truth: Tensor, labels: Tensor, task: Task, size: tuple[int, int], classes: int) -> dict[str, Tensor]:
