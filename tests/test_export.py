@@ -16,7 +16,8 @@ from torch import nn
 from pelagia.api import Predictor, create_model, load
 from pelagia.cli import main as cli_main
 from pelagia.core import boxes, masks
-from pelagia.core.types import Category
+from pelagia.core.image import image_size
+from pelagia.core.types import Category, Instances
 from pelagia.data.synthetic import draw_image
 from pelagia.errors import ExportError, OptionError
 from pelagia.export import onnx as export_module
@@ -47,6 +48,24 @@ def scrambled(task: Any) -> Model:
             nn.init.uniform_(module.running_var, 0.5, 2.0)
     model.card = replace(model.card, thresholds={"a": 0.5}, licence="CC-BY-4.0")
     return model.eval()
+
+
+def label_what_is_found(model: Model, folder: Path, paths: list[Path]) -> Path:
+    """COCO labels of small images that are what `model` finds in them, so that its AP is near 1 and that of another lower."""
+    images, annotations = [], []
+    predictor = Predictor(TorchRuntime(model))
+    for number, path in enumerate(paths):
+        width, height = image_size(path)
+        images.append({"id": number, "file_name": path.name, "width": width, "height": height})
+        found = predictor.predict(path, score=0.001, nms_iou=0.7, most=40)
+        assert isinstance(found, Instances)
+        for (x1, y1, x2, y2), label in zip(found.box_array.tolist(), found.labels.tolist(), strict=True):
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label + 1, **box})
+    assert len(annotations) > 40
+    categories = [{"id": item.id, "name": item.name} for item in model.card.categories]
+    (folder / "labels.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return folder / "labels.json"
 
 
 @pytest.fixture(scope="module", params=["detect", "oriented", "instance", "keypoints"])
@@ -145,8 +164,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert OnnxRuntime(tmp_path / "best.onnx").card.thresholds == {"a": 0.5}
     with pytest.raises(ExportError, match="exported file already"):
         load(tmp_path / "best.onnx").export(tmp_path / "again.onnx")
-    with pytest.raises(OptionError):
-        load(tmp_path / "best.safetensors").export(tmp_path)
+
+
+def test_another_ending_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = scrambled("detect")
+    checkpoint.save(tmp_path / "best.safetensors", model, model.card)
+    for name in (".", "best.safetensors", "m", "m.xml", "m.ONNX"):
+        with pytest.raises(OptionError, match=r"a file of ONNX ends with \.onnx"):
+            load(tmp_path / "best.safetensors").export(tmp_path / name)
+    with pytest.raises(SystemExit) as stop:
+        cli_main.main(["export", str(tmp_path), "--out", str(tmp_path / "first.xml")])
+    assert stop.value.code == 1
+    assert "for OpenVINO take --format openvino" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
 
 
 def two_stage(name: str, task: Any, **options: Any) -> TwoStage:

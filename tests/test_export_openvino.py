@@ -25,15 +25,15 @@ from pelagia.data.synthetic import draw_image, draw_survey, open_survey
 from pelagia.errors import ExportError, OptionError
 from pelagia.export import int8 as int8_module
 from pelagia.export import int8_graph
-from pelagia.export.int8 import FileKind, calibration_inputs, export_int8
-from pelagia.export.onnx import TOLERANCE, export_onnx
-from pelagia.export.openvino import export_openvino
+from pelagia.export.int8 import calibration_inputs, export_int8
+from pelagia.export.onnx import TOLERANCE, Difference, FileKind, export_onnx
+from pelagia.export.openvino import export_openvino, write_ir
 from pelagia.infer.openvino_runtime import OpenVinoRuntime, openvino_core
 from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.models import checkpoint, registry
 from pelagia.models.model import Model
 from pelagia.models.runtime import TorchRuntime
-from test_export import scrambled, two_stage
+from test_export import label_what_is_found, scrambled, two_stage
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +50,10 @@ def source(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn images whose truth is what the float model finds in them: its AP is near 1, and what 8 bits change lowers it."""
     folder = tmp_path_factory.mktemp("data")
-    images, annotations = [], []
-    predictor = Predictor(TorchRuntime(model))
-    for number in range(4):
-        image = draw_image(np.random.default_rng(number), 120, 90).image
-        write(folder / f"{number}.png", image)
-        images.append({"id": number, "file_name": f"{number}.png", "width": 120, "height": 90})
-        found = predictor.predict(image, score=0.001, nms_iou=0.7, most=40)
-        assert isinstance(found, Instances)
-        for (x1, y1, x2, y2), label in zip(found.box_array.tolist(), found.labels.tolist(), strict=True):
-            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
-            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label + 1, **box})
-    assert len(annotations) > 40
-    categories = [{"id": index, "name": name} for index, name in enumerate("abc", 1)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "labels.json").write_text(json.dumps(content))
-    return folder / "labels.json"
+    paths = [folder / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        write(path, draw_image(np.random.default_rng(number), 120, 90).image)
+    return label_what_is_found(model, folder, paths)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +87,47 @@ def test_an_ir_that_differs_is_refused(model: Model, tmp_path: Path) -> None:
         export_openvino(model, tmp_path / "m.xml", tolerance=1e-12)
     assert {path.read_text() for path in tmp_path.iterdir()} == {"what was there before"}
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(OptionError, match=r"end with .xml"):
+    with pytest.raises(OptionError, match=r"ends with .xml"):
         export_openvino(model, tmp_path / "m.onnx")
+
+
+def test_no_file_is_lost_to_the_weights_of_another(
+    model: Model, source: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A .bin without an .xml is not ours: PyTorch's checkpoints are called that too. Nothing is computed before that is known."""
+    (tmp_path / "m.bin").write_text("another's weights")
+    for name in ("pelagia.export.openvino.export_onnx", "pelagia.export.int8.evaluate"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("work was done"))
+    with pytest.raises(OptionError, match=r"would replace m\.bin"):
+        export_openvino(model, tmp_path / "m.xml")
+    with pytest.raises(OptionError, match=r"would replace m\.bin"):
+        export_int8(source, tmp_path / "m.xml", dataset, "openvino", show=False)
+    graph = openvino_core().read_model(str(source))
+    with pytest.raises(OptionError, match=r"would replace m\.bin"):
+        write_ir(graph, tmp_path / "m.xml", model.card, lambda _: None)
+    with pytest.raises(OptionError, match="would replace the file that the model comes from"):
+        export_int8(source, source, dataset, show=False)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"m.bin": "another's weights"}
+
+
+def test_the_command_never_replaces_the_checkpoint(
+    model: Model, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "pytorch_model.bin"
+    weights.write_text("another's weights")
+    monkeypatch.setattr("pelagia.models.foreign.load_any", lambda _: model)
+    monkeypatch.setattr("pelagia.export.onnx._trace", lambda *_: pytest.fail("work was done"))
+    int8 = ["--int8", "--data", str(data), "--max-ap-drop", "1", "--out", str(weights.with_suffix(".xml"))]
+    for beside in (False, True):
+        if beside:
+            weights.with_suffix(".xml").write_text("a graph")
+        for words in ([], int8):
+            with pytest.raises(SystemExit) as stop:
+                cli_main.main(["export", str(weights), "--format", "openvino", *words])
+            assert stop.value.code == 1
+            assert "would replace the file that the model comes from" in capsys.readouterr().err
+    assert weights.read_text() == "another's weights"
+    assert weights.with_suffix(".xml").read_text() == "a graph"
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
@@ -359,6 +386,7 @@ def test_the_command_writes_both_kinds(model: Model, data: Path, tmp_path: Path,
     code, text = run(str(tmp_path), "--format", "openvino")
     assert code == 0
     assert "best.xml" in text
+    assert "agrees with the model within 0.001: " in text
     assert {"best.xml", "best.bin"} <= {path.name for path in tmp_path.iterdir()}
     code, text = run(str(tmp_path), "--int8", "--data", str(data), "--max-ap-drop", "1", "--json")
     assert code == 0
@@ -371,6 +399,42 @@ def test_the_command_writes_both_kinds(model: Model, data: Path, tmp_path: Path,
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     code, _ = run(str(tmp_path), "--int8")
     assert code == 1
+
+
+def test_the_command_prints_both_scores_and_what_8_bits_cost(
+    model: Model, source: Path, data: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the scores of both files by themselves."""
+    checkpoint.save(tmp_path / "best.safetensors", model, model.card)
+    with pytest.raises(SystemExit) as stop:
+        cli_main.main(["export", str(tmp_path), "--int8", "--data", str(data), "--max-ap-drop", "1"])
+    assert stop.value.code == 0
+    scores = [load(path).evaluate(dataset, show=False) for path in (source, tmp_path / "best.int8.onnx")]
+    before, after = (score.ap for score in scores)  # type: ignore[union-attr]
+    assert before > 0.5
+    assert f"{before:.4f}" != f"{after:.4f}"
+    lines = capsys.readouterr().out.splitlines()
+    head, *rows = (line.split() for line in lines[:3])
+    assert head == ["file", "AP", "network", "ms"]
+    assert [row[:2] for row in rows] == [["float", f"{before:.4f}"], ["int8", f"{after:.4f}"]]
+    assert all(float(row[2]) > 0 for row in rows)
+    assert f"AP on 4 images falls by {before - after:.4f} (limit 1), all layers in 8 bits" in lines[4]
+    assert f"{tmp_path / 'best.int8.onnx'} (" in lines[4]
+
+
+def test_the_command_prints_the_limit_that_was_applied(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tmp_path / "best.safetensors", model, model.card)
+    outputs = {"boxes": Difference(0.2, 2e-4, 1e-3), "masks": Difference(0.5, 0.004, 0.0123)}
+    monkeypatch.setattr("pelagia.export.onnx.check_agreement", lambda *_: outputs)
+    with pytest.raises(SystemExit) as stop:
+        cli_main.main(["export", str(tmp_path)])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["output", "largest", "difference", "relative", "limit"]
+    assert [line.split()[-1] for line in lines[1:3]] == ["0.001", "0.0123"]
+    assert "agrees with the model within the limits above, beyond 0.001 where rounding explains it: " in lines[-1]
 
 
 def test_exporting_imports_openvino_only_when_asked() -> None:

@@ -370,8 +370,11 @@ def test_an_export_may_jump_where_rounding_decides_and_nowhere_else(monkeypatch:
     monkeypatch.setattr("pelagia.export.onnx._EDGE", 0.05)
     same = onnx.check_agreement(model, Other(0.0), onnx.TOLERANCE, tmp_path)
     assert max(item.relative for item in same.values()) == 0
+    assert {item.limit for item in same.values()} == {onnx.TOLERANCE}
     jumped = onnx.check_agreement(model, Other(0.03), onnx.TOLERANCE, tmp_path)
     assert max(item.relative for item in jumped.values()) > onnx.TOLERANCE
+    assert all(item.relative <= item.limit for item in jumped.values())
+    assert max(item.limit for item in jumped.values()) > onnx.TOLERANCE
     with pytest.raises(ExportError, match="differs from the model: masks"):
         onnx.check_agreement(model, Other(0.03, added=50.0), onnx.TOLERANCE, tmp_path)
     monkeypatch.setattr("pelagia.export.onnx._EDGE", 0.0)

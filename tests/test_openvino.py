@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,13 +24,14 @@ from pelagia.core.image import letterbox, normalise, write
 from pelagia.data.synthetic import draw_image
 from pelagia.errors import CheckpointError, ModelError, OptionError
 from pelagia.export.onnx import export_onnx
-from pelagia.infer.openvino_runtime import OpenVinoRuntime
+from pelagia.export.openvino import write_ir
+from pelagia.infer.openvino_runtime import OpenVinoRuntime, openvino_core
 from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime, Runtime, Shared, lanes, prepared, runtime_name
 from pelagia.models import checkpoint
 from pelagia.models.model import Model
 from pelagia.models.runtime import TorchRuntime
-from test_export import SIZE, scrambled
-from tiny_onnx import write_tiny
+from test_export import SIZE, label_what_is_found, scrambled
+from tiny_onnx import tiny_card, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +171,90 @@ def test_files_come_in_order_and_like_single_images(runtimes: list[Runtime], pic
                 assert (result.width, result.height) == (size_of(path))
 
 
-def test_predict_and_evaluate_take_a_runtime(exported: tuple[Model, Path], pictures: list[Path], tmp_path: Path) -> None:
-    pictures[6].unlink()
-    for chosen in ("onnx", "openvino"):
-        command = ["predict", str(exported[1]), str(tmp_path / "images"), "--out", str(tmp_path / chosen)]
+def noting(kind: type, method: str, used: set[str]) -> Any:
+    """The method, which notes that its class was used."""
+    real = getattr(kind, method)
+
+    def noted(*given: Any) -> Any:
+        used.add(kind.__name__)
+        return real(*given)
+
+    return noted
+
+
+def listed(folder: Path) -> dict[str, Any]:
+    """Image -> class, score and box of its objects in results.json [N, 6]."""
+    told = json.loads((folder / "results.json").read_text())["images"]
+    return {
+        item["file"]: np.array([[found["class_id"], found["score"], *found["box"]] for found in item["objects"]]) for item in told
+    }
+
+
+def test_predict_and_evaluate_take_a_runtime(
+    exported: tuple[Model, Path],
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both find what torch finds, and score what torch scores."""
+    model, path = exported
+    for left in pictures[4:]:
+        left.unlink()
+    labels = label_what_is_found(model, tmp_path / "images", pictures[:4])
+    checkpoint.save(tmp_path / "m.safetensors", model, model.card)
+    used: set[str] = set()
+    for kind, method in ((TorchRuntime, "run"), (OnnxRuntime, "run_session"), (OpenVinoRuntime, "run_requests")):
+        monkeypatch.setattr(kind, method, noting(kind, method, used))
+
+    def told(*words: str | Path) -> Any:
+        used.clear()
         with pytest.raises(SystemExit) as stop:
-            cli_main.main([*command, "--runtime", chosen, "--threads", "1", "--no-draw"])
+            cli_main.main([*map(str, words), "--json"])
         assert stop.value.code == 0
-        assert (tmp_path / chosen / "results.json").is_file()
+        return json.loads(capsys.readouterr().out)
+
+    # Scrambled scores are often equal to the last digit, so which of two suppresses the other is chance: none does.
+    all_of_them = ["--score", "0.001", "--nms-iou", "1", "--tiling", "never", "--no-draw"]
+    scores: dict[str, float] = {}
+    for chosen, name in (("torch", "TorchRuntime"), ("onnx", "OnnxRuntime"), ("openvino", "OpenVinoRuntime")):
+        file = tmp_path / "m.safetensors" if chosen == "torch" else path
+        told("predict", file, tmp_path / "images", "--out", tmp_path / chosen, *all_of_them, "--runtime", chosen)
+        assert used == {name}
+        scores[chosen] = told("evaluate", file, labels, "--runtime", chosen)["ap"]
+        assert used == {name}
+    wanted = listed(tmp_path / "torch")
+    assert len(wanted) == 4
+    assert all(len(rows) > 20 for rows in wanted.values())
+    for chosen in ("onnx", "openvino"):
+        found = listed(tmp_path / chosen)
+        assert list(found) == list(wanted)
+        for image, rows in found.items():
+            assert abs(len(rows) - len(wanted[image])) <= 1  # one may lie on the threshold
+            apart = np.abs(rows[:, None] - wanted[image]) / [0.5, 1e-3, 0.5, 0.5, 0.5, 0.5]
+            assert (apart.max(axis=2).min(axis=0) > 1).sum() <= 1
+    assert scores["torch"] > 0.5
+    assert scores["onnx"] == pytest.approx(scores["torch"], abs=0.03)
+    assert scores["openvino"] == pytest.approx(scores["torch"], abs=0.03)
+
+
+def test_other_weights_beside_the_same_graph_are_another_model(
+    pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = openvino_core().read_model(str(write_tiny(tmp_path / "m.onnx")))
+    write_ir(graph, tmp_path / "m.xml", tiny_card(), lambda _: None)
+    told = []
+    for factor in (40, 40, 30):
+        weights, gain = (tmp_path / "m.bin").read_bytes(), np.float32(40).tobytes()
+        assert weights.count(gain) == 1
+        (tmp_path / "m.bin").write_bytes(weights.replace(gain, np.float32(factor).tobytes()))
+        words = ["predict", tmp_path / "m.xml", *pictures[:2], "--out", tmp_path / "out", "--json"]
+        with pytest.raises(SystemExit) as stop:
+            cli_main.main([str(word) for word in words])
+        assert stop.value.code == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert [item["kept"] for item in told] == [0, 2, 0]
+    assert [item["anew"] for item in told] == [{}, {}, {"other model": 2}]
 
 
 def test_ahead_keeps_order_and_drops_what_nobody_takes() -> None:
@@ -368,7 +446,8 @@ def test_a_signal_after_the_last_runtime_is_gone_does_no_harm(tmp_path: Path) ->
     write_tiny(tmp_path / "m.onnx")
     code = f"""
 import faulthandler, gc, os, signal, threading
-from pelagia.infer.openvino_runtime import OpenVinoRuntime
+from pelagia.export.openvino import write_ir
+from pelagia.infer.openvino_runtime import OpenVinoRuntime, openvino_core
 faulthandler.enable()
 held = [OpenVinoRuntime({str(tmp_path / "m.onnx")!r})]
 thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))

@@ -18,8 +18,8 @@ from pelagia.core.types import Category, SemanticMap
 from pelagia.data.label_pixels import write_label_pixels
 from pelagia.data.open import open_dataset
 from pelagia.decode import DecodeOptions
-from pelagia.export.int8 import FileKind, export_int8
-from pelagia.export.onnx import export_onnx
+from pelagia.export.int8 import export_int8
+from pelagia.export.onnx import FileKind, export_onnx
 from pelagia.export.openvino import export_openvino
 from pelagia.infer.openvino_runtime import OpenVinoRuntime
 from pelagia.infer.options import PredictOptions

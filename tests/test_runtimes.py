@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
-from pelagia.errors import CheckpointError, ModelError
-from pelagia.infer.runtimes import OnnxRuntime, cpu_count
+from pelagia.errors import CheckpointError, ModelError, OptionError
+from pelagia.infer.runtimes import OnnxRuntime, cpu_count, lanes
 from tiny_onnx import tiny_card, write_tiny
 
 
@@ -64,5 +66,39 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
         OnnxRuntime(tmp_path / "cut.onnx")
 
 
-def test_all_cores_that_may_be_used() -> None:
-    assert cpu_count() >= 1
+def test_all_cores_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the process is allowed; where no system tells, those of the machine."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5}, raising=False)
+    assert cpu_count() == 3
+    path = write_tiny(tmp_path / "m.onnx")
+    assert len(lanes(OnnxRuntime(path))) == 3
+    assert len(lanes(OnnxRuntime(path, threads=2))) == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cpu_count() == 7
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cpu_count() == 1
+
+
+def test_a_gpu_computes_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the runtime's name says: ONNX Runtime by itself takes TF32 there. Processors get no options."""
+    asked: list[object] = []
+    session = onnxruntime.InferenceSession
+
+    def watched(path: str, options: object, providers: list[object]) -> object:
+        asked.append(providers)
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
+    path, gpu, cpu = write_tiny(tmp_path / "m.onnx"), ("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"
+    for there, device, wanted in (
+        ([gpu[0], cpu], "auto", [gpu, cpu]),
+        ([gpu[0], cpu], "cuda", [gpu, cpu]),
+        ([gpu[0], cpu], "cpu", [cpu]),
+        ([cpu], "auto", [cpu]),
+    ):
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda there=there: there)
+        OnnxRuntime(path, device=device)
+        assert asked.pop() == wanted
+    with pytest.raises(OptionError, match="no device 'cuda'"):
+        OnnxRuntime(path, device="cuda")

@@ -334,7 +334,9 @@ class Predictor:
         """Write the model as ONNX and prove that it answers alike; returns the path.
 
         Raises:
-            ExportError: there is no torch model behind this predictor, or the exported file does not agree with it.
+            ExportError: there is no torch model behind this predictor, or the exported file does not agree with it; `path` then
+                stays as it was.
+            OptionError: `path` does not end with .onnx, or cannot be written.
             MissingExtraError: the extra `export` is not installed.
         """
         if self.model is None:

@@ -14,7 +14,7 @@ from pelagia.api import Predictor, load
 from pelagia.cli.common import Json, print_json, say, table
 from pelagia.core.image import find_images
 from pelagia.core.lazy import resolve
-from pelagia.errors import MissingExtraError
+from pelagia.errors import ExportError, MissingExtraError
 from pelagia.infer.benchmark import Timing, measure
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Precision, RuntimeKind
@@ -25,6 +25,9 @@ __all__ = ["benchmark"]
 _KINDS: dict[str, tuple[RuntimeKind, ...]] = {".onnx": ("onnx", "openvino"), ".xml": ("openvino",)}
 _TORCH: tuple[RuntimeKind, ...] = ("torch",)
 _EXACT: tuple[Precision, ...] = ("float32",)
+
+#: What the file that is exported for the time of the measurement is called.
+_EXPORTED = "EXPORTED.onnx"
 
 #: Drawn images where none are given: how many, and their width and height.
 _DRAWN, _DRAWN_SIZE = 8, (1280, 960)
@@ -45,8 +48,9 @@ def benchmark(
 ) -> int:
     """Measure each installed runtime on this machine and advise which to use.
 
-    A checkpoint is exported for the time of the measurement, so that ONNX Runtime and OpenVINO can be measured too. Images per
-    second are those of `predict`, from files to objects; milliseconds those of one image by itself.
+    A checkpoint is exported for the time of the measurement, so that ONNX Runtime and OpenVINO can be measured too; the table
+    says so if it cannot be. Images per second are those of `predict`, from files to objects, large images in tiles; milliseconds
+    those of one image, or tile, by itself.
 
     Args:
         model: A run folder, a checkpoint, an .onnx, an .xml, or another project's .pt.
@@ -54,17 +58,19 @@ def benchmark(
         also: Other files of the same model, such as an int8 .onnx or .xml.
         batch: Images per step, tried in turn on a GPU. On a CPU each core works on an image of its own.
         precision: float32, bfloat16 or (torch on an NVIDIA GPU) tf32, tried in turn in torch and OpenVINO.
-        seconds: Length of each measurement.
+        seconds: Length of each measurement; a large image is predicted to its end.
         device: auto, cpu, cuda, cuda:1 or mps.
         threads: CPU threads; 0 for all cores.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = find_images(list(images)) if images else _draw(Path(folder))
         found: list[tuple[str, RuntimeKind, Precision, Timing]] = []
-        for name, predictor, kind, how in _candidates(model, also, precision, device, threads, Path(folder)):
+        first = load(model, device=device, threads=threads)
+        files, refused = _files(first, model, also, Path(folder))
+        for name, predictor, kind, how in _candidates(files, precision, device, threads):
             tried: set[int] = set()
             for size in batch:
-                timing = measure(predictor.runtime, paths, PredictOptions(batch=size, tiling="never"), seconds=seconds)
+                timing = measure(predictor.runtime, paths, PredictOptions(batch=size), seconds=seconds)
                 if timing.batch not in tried:
                     tried.add(timing.batch)
                     found.append((name, kind, how, timing))
@@ -74,10 +80,15 @@ def benchmark(
     best = max(found, key=lambda item: item[3].images_per_second)
     if json:
         rows = [{"file": name, "kind": kind, "precision": how, **timing.to_dict()} for name, kind, how, timing in found]
-        print_json({"images": len(paths), "measured": rows, "fastest": rows[found.index(best)], "advice": _advice(best)})
+        told = {"images": len(paths), "measured": rows, "refused": refused}
+        print_json({**told, "fastest": rows[found.index(best)], "advice": _advice(best)})
         return 0
     header = ["file", "runtime", "batch", "images/s", "reading ms", "network ms", "decoding ms", "network %"]
     print(table(header, [_row(name, timing) for name, _, _, timing in found]))
+    for name, reason in refused.items():
+        print(f"{name}  cannot be exported: {reason}")
+    if any(timing.tiled for *_, timing in found):
+        print("\nLarge images were predicted in tiles, as `predict` does; their milliseconds are those of one tile.")
     print(f"\n{_advice(best)}")
     return 0
 
@@ -100,7 +111,7 @@ def _advice(best: tuple[str, RuntimeKind, Precision, Timing]) -> str:
     flags = f" --runtime {kind}" + ("" if how == "float32" else f" --precision {how}")
     return (
         f"Fastest here: pelagia predict {name} IMAGES{flags} with {timing.images_per_second:.1f} images/s; "
-        f"{part} is {100 * share:.0f} % of an image's time."
+        f"{part} is {100 * share:.0f} % of the time of one {'tile' if timing.tiled else 'image'}."
     )
 
 
@@ -114,19 +125,26 @@ def _draw(folder: Path) -> list[Path]:
     return paths
 
 
-def _candidates(
-    model: Path, also: tuple[Path, ...], precisions: tuple[Precision, ...], device: str, threads: int, folder: Path
-) -> Iterator[tuple[str, Predictor, RuntimeKind, Precision]]:
-    """Each file with each runtime that takes it and is installed; the name is what `predict` would be given."""
-    first = load(model, device=device, threads=threads)
+def _files(first: Predictor, model: Path, also: tuple[Path, ...], folder: Path) -> tuple[list[tuple[str, Path]], dict[str, str]]:
+    """Names and files to measure, the model exported among them; and names of what cannot be exported -> why."""
     files = [(str(model), first.path or model), *((str(path), path) for path in also)]
+    refused: dict[str, str] = {}
     if first.model is not None:
         exported = folder / "model.onnx"
         try:
             resolve("pelagia.export.onnx", purpose="measure other runtimes").export_onnx(first.model, exported)
-            files.insert(1, ("EXPORTED.onnx", exported))
+            files.insert(1, (_EXPORTED, exported))
         except MissingExtraError as error:
             say(f"pelagia: only torch is measured: {error}")
+        except ExportError as error:
+            refused[_EXPORTED] = error.reason
+    return files, refused
+
+
+def _candidates(
+    files: list[tuple[str, Path]], precisions: tuple[Precision, ...], device: str, threads: int
+) -> Iterator[tuple[str, Predictor, RuntimeKind, Precision]]:
+    """Each file with each runtime that takes it and is installed; the name is what `predict` would be given."""
     for name, path in files:
         for kind in _KINDS.get(path.suffix, _TORCH):
             if kind == "openvino" and importlib.util.find_spec("openvino") is None:

@@ -49,7 +49,7 @@ def export(
     """Write a model as ONNX or for OpenVINO and prove that it answers alike.
 
     Classes, sizes, normalisation, thresholds and licence go into the file; `pelagia predict` takes it without PyTorch. The
-    largest difference from the model is printed, and nothing is written if it is too large; with --int8 the loss of AP is.
+    largest difference from the model is printed with its limit, and nothing is written beyond it; with --int8 the loss of AP is.
 
     Args:
         model: A run folder, a checkpoint, or another project's .pt; with --int8 also a float .onnx.
@@ -63,25 +63,28 @@ def export(
     assert predictor.path is not None
     ending = (".int8" if options.int8 else "") + (".onnx" if format == "onnx" else ".xml")
     target = out or predictor.path.with_suffix(ending)
+    if predictor.model is None and not options.int8:
+        raise ExportError("this is an exported file already; export from the checkpoint", where=model)
+    plain = resolve("pelagia.export.onnx", purpose="export a model")
+    plain.check_target(target, format, predictor.path)
     if options.int8:
         return _export_int8(predictor, target, format, tolerance, options, json=json)
-    if predictor.model is None:
-        raise ExportError("this is an exported file already; export from the checkpoint", where=model)
     if format == "onnx":
-        report = resolve("pelagia.export.onnx", purpose="export a model").export_onnx(
-            predictor.model, target, tolerance=tolerance
-        )
+        report = plain.export_onnx(predictor.model, target, tolerance=tolerance)
     else:
         module = resolve("pelagia.export.openvino", purpose="export a model")
         report = module.export_openvino(predictor.model, target, tolerance=tolerance)
     if json:
         print_json(report.to_dict())
         return 0
-    rows = [[name, f"{item.absolute:.2e}", f"{item.relative:.2e}"] for name, item in report.outputs.items()]
-    print(table(["output", "largest difference", "relative"], rows))
+    found = report.outputs
+    rows = [[name, f"{item.absolute:.2e}", f"{item.relative:.2e}", f"{item.limit:.3g}"] for name, item in found.items()]
+    print(table(["output", "largest difference", "relative", "limit"], rows))
+    held = all(item.limit <= tolerance for item in found.values())
+    within = f"{tolerance:g}" if held else f"the limits above, beyond {tolerance:g} where rounding explains it"
     height, width = predictor.card.input_size
     print(
-        f"\nagrees with the model within {tolerance:g}: {report.path} ({report.size_bytes / 1e6:.1f} MB, opset {report.opset}, "
+        f"\nagrees with the model within {within}: {report.path} ({report.size_bytes / 1e6:.1f} MB, opset {report.opset}, "
         f"input {height} x {width}, any batch, licence of the weights: {predictor.card.licence})"
     )
     return 0

@@ -23,7 +23,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import onnx
@@ -47,6 +47,7 @@ from pelagia.export.int8_graph import (
     layers_of_onnx,
     layers_of_openvino,
 )
+from pelagia.export.onnx import FileKind, check_target
 from pelagia.export.openvino import write_ir
 from pelagia.infer.evaluate import Scores, evaluate
 from pelagia.infer.openvino_runtime import OpenVinoRuntime, openvino_core
@@ -56,9 +57,7 @@ from pelagia.infer.views import answer, is_full_resolution, is_tiled, lay, tile_
 from pelagia.metrics.result import DetectionResult
 from pelagia.metrics.semantic_result import SemanticResult
 
-__all__ = ["FileKind", "Given", "Int8Report", "calibration_inputs", "export_int8", "score_of"]
-
-FileKind: TypeAlias = Literal["onnx", "openvino"]
+__all__ = ["Given", "Int8Report", "calibration_inputs", "export_int8", "score_of"]
 
 #: What a network is given at once, by the names of its inputs.
 Given: TypeAlias = Mapping[str, NDArray[Any]]
@@ -128,12 +127,12 @@ def export_int8(
     Raises:
         ExportError: the score falls by more, or does not exceed `max_drop` in float, so that nothing would be measured (1 allows
             that too); `source` is not a float file of `pelagia export`, or NNCF cannot quantize it. `path` then stays as it was.
-        OptionError: `max_drop` or `most` cannot be used, or `path` has the wrong ending.
+        OptionError: `max_drop` or `most` cannot be used, or `path` cannot be written (`check_target`).
         MissingExtraError: the extra `openvino` is not installed.
     """
     if not 0 <= max_drop <= 1 or most < 1:
         raise OptionError(f"max_drop must lie in 0 to 1 and most be at least 1, got {max_drop} and {most}")
-    _check_ending(Path(path), kind)
+    check_target(path, kind, source)
     start = time.perf_counter()
     _check_source(Path(source))
     opened = _open(source, kind)
@@ -240,13 +239,6 @@ def score_of(result: Scores) -> tuple[str, float]:
     if isinstance(result, SemanticResult):
         return "mIoU", float(result.mean_iou)
     return "PQ", float(result.all.pq)
-
-
-def _check_ending(path: Path, kind: FileKind) -> None:
-    """Before the work rather than after it."""
-    ending = ".onnx" if kind == "onnx" else ".xml"
-    if path.suffix != ending:
-        raise OptionError(f"a file of {'ONNX' if kind == 'onnx' else 'OpenVINO'} ends with {ending}", where=path)
 
 
 def _check_source(source: Path) -> None:

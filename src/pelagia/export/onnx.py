@@ -8,11 +8,12 @@ The batch is free, height and width are those of the card. A file that differs f
 from __future__ import annotations
 
 import copy
+import math
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from pelagia.core.card import ModelCard
 from pelagia.core.files import atomic_path
 from pelagia.core.image import letterbox, normalise
 from pelagia.data.synthetic import draw_image
-from pelagia.errors import ExportError
+from pelagia.errors import ExportError, OptionError
 from pelagia.infer.runtimes import CARD_KEY, VALID, OnnxRuntime, PaddedRuntime, Runtime
 from pelagia.models.model import Model
 from pelagia.models.queries.mask2former import Mask2Former
@@ -34,7 +35,22 @@ from pelagia.models.receptive_field import receptive_field
 from pelagia.nn.layers import fuse
 from pelagia.nn.suppression import OPERATOR
 
-__all__ = ["OPSET", "TOLERANCE", "Difference", "ExportReport", "check_agreement", "compare_runtime", "export_onnx"]
+__all__ = [
+    "OPSET",
+    "TOLERANCE",
+    "Difference",
+    "ExportReport",
+    "FileKind",
+    "check_agreement",
+    "check_target",
+    "compare_runtime",
+    "export_onnx",
+]
+
+FileKind: TypeAlias = Literal["onnx", "openvino"]
+
+#: What the files of each kind are called in a sentence, and their ending.
+_KINDS: dict[FileKind, tuple[str, str]] = {"onnx": ("ONNX", ".onnx"), "openvino": ("OpenVINO", ".xml")}
 
 #: Opset of the graph: the oldest that PyTorch's exporter writes without a conversion.
 OPSET = 18
@@ -51,10 +67,12 @@ _BATCHES = (1, 3)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The largest differences of one raw output: |a - b|, and |a - b| / (1 + |b|) with b the model's own value."""
+    """The largest differences of one raw output: |a - b|, and |a - b| / (1 + |b|) with b the model's own value; and `limit`, the
+    most that the second was allowed to be, infinite where nothing was refused."""
 
     absolute: float
     relative: float
+    limit: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +105,38 @@ class _Raw(nn.Module):
         return tuple(outputs[name] for name in self.names)
 
 
+def check_target(path: str | Path, kind: FileKind, source: str | Path | None = None) -> None:
+    """Before the work rather than after it: whether `path` may be written, with the .bin beside it for OpenVINO.
+
+    Raises:
+        OptionError: it has not the ending of its `kind`; it would replace `source`, which the model came from; or a .bin is there
+            without its .xml, so that it is not the weights of an earlier export but perhaps another project's checkpoint.
+    """
+    target, (name, ending) = Path(path), _KINDS[kind]
+    if target.suffix != ending:
+        others = [f"; for {text} take --format {other}" for other, (text, end) in _KINDS.items() if end == target.suffix]
+        raise OptionError(f"a file of {name} ends with {ending}{''.join(others)}", where=target)
+    weights = target.with_suffix(".bin")
+    written = [target, weights] if kind == "openvino" else [target]
+    if source is not None and Path(source).exists() and any(file.exists() and file.samefile(source) for file in written):
+        raise OptionError("this would replace the file that the model comes from; choose another name with --out", where=target)
+    if kind == "openvino" and weights.exists() and not target.exists():
+        raise OptionError(
+            f"its weights would replace {weights.name}, which lies there without an .xml and may be another file; "
+            "choose another name with --out, or move that file away",
+            where=target,
+        )
+
+
 def export_onnx(model: Model, path: str | Path, *, tolerance: float = TOLERANCE) -> ExportReport:
     """Write `model` as ONNX to `path`, run it, and compare it with the model on noise and on a drawn image.
 
     Raises:
-        ExportError: the graph cannot be written, or an output differs by more than `tolerance`; `path` then stays as it was.
+        ExportError: the graph cannot be written, or an output differs by more than `check_agreement` allows; `path` then stays as
+            it was.
+        OptionError: `path` does not end with .onnx.
     """
+    check_target(path, "onnx")
     start = time.perf_counter()
     plain = fuse(model).cpu().float()
     if plain.card.task == "semantic" and "receptive_field" not in plain.card.manifest:
@@ -114,7 +158,8 @@ def export_onnx(model: Model, path: str | Path, *, tolerance: float = TOLERANCE)
 
 
 def check_agreement(model: Model, runtime: Runtime, tolerance: float, where: str | Path) -> dict[str, Difference]:
-    """`compare_runtime`, which must find no relative difference above `tolerance`.
+    """`compare_runtime`, which must find no relative difference above `tolerance`; each is returned with the limit that it was
+    held to.
 
     Masked attention (Mask2Former) decides by the sign of a logit who sees which cell. At full size there are millions of them,
     and where one is nearly zero, rounding decides, in the model as in the file, and the answer jumps. Beyond the tolerance such
@@ -135,7 +180,7 @@ def check_agreement(model: Model, runtime: Runtime, tolerance: float, where: str
             f"{outputs[worst].relative:.3g}, more than {limits[worst]:g}; nothing was written",
             where=where,
         )
-    return outputs
+    return {name: replace(item, limit=limits[name]) for name, item in outputs.items()}
 
 
 def _jumps(model: Mask2Former) -> dict[str, float]:

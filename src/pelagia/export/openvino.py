@@ -16,8 +16,8 @@ from typing import Any
 from pelagia.core.card import ModelCard
 from pelagia.core.files import atomic_path
 from pelagia.core.lazy import resolve
-from pelagia.errors import ExportError, OptionError
-from pelagia.export.onnx import OPSET, TOLERANCE, ExportReport, check_agreement, export_onnx
+from pelagia.errors import ExportError
+from pelagia.export.onnx import OPSET, TOLERANCE, ExportReport, check_agreement, check_target, export_onnx
 from pelagia.infer.openvino_runtime import OpenVinoRuntime, openvino_core
 from pelagia.infer.runtimes import CARD_KEY
 from pelagia.models.model import Model
@@ -29,10 +29,12 @@ def export_openvino(model: Model, path: str | Path, *, tolerance: float = TOLERA
     """Write `model` as `path` (.xml) and the .bin of the same name, run it, and compare it with the model.
 
     Raises:
-        ExportError: the graph cannot be written, or an output differs by more than `tolerance`; what was there stays.
-        OptionError: `path` does not end with .xml.
+        ExportError: the graph cannot be written, or an output differs by more than `check_agreement` allows; what was there
+            stays.
+        OptionError: `path` does not end with .xml, or a .bin that is no part of an earlier export has its name (`check_target`).
         MissingExtraError: the extra `openvino` is not installed.
     """
+    check_target(path, "openvino")
     start = time.perf_counter()
     outputs = {}
 
@@ -56,10 +58,13 @@ def write_ir(graph: Any, path: str | Path, card: ModelCard, prove: Callable[[Pat
     """Write an OpenVINO model with its card as .xml and .bin, both or none; returns their size in bytes.
 
     `prove` is called with the written file before it gets its name, and raises where it is not to be kept.
+
+    Raises:
+        ExportError: OpenVINO cannot write it.
+        OptionError: as `check_target`.
     """
     target = Path(path)
-    if target.suffix != ".xml":
-        raise OptionError("OpenVINO's files end with .xml (the weights go into the .bin beside it)", where=target)
+    check_target(target, "openvino")
     _name_by_place(graph)
     graph.set_rt_info(card.to_json(), [CARD_KEY])
     graph.set_rt_info(card.licence, ["license"])

@@ -79,12 +79,15 @@ class Shard:
 
 
 def made_with(runtime: Runtime, options: PredictOptions, model: Path | None) -> dict[str, Any]:
-    """What a result must have been made with to be used again: `model`, a SHA-256 of the weights' file and of the card (empty if
-    no file is known), `runtime`, the name of what computes, and `options`, those that matter and are not the default,
-    and `limits`, those by which images are refused, and whether Zarr can be read.
+    """What a result must have been made with to be used again: `model`, a SHA-256 of the file (for an .xml also of the .bin with
+    its weights) and of the card (empty if no file is known), `runtime`, the name of what computes, and `options`, those that
+    matter and are not the default, and `limits`, those by which images are refused, and whether Zarr can be read.
     """
-    card = hashlib.sha256(runtime.card.to_json().encode()).hexdigest()
-    known = "" if model is None else hashlib.sha256(f"{sha256(model)} {card}".encode()).hexdigest()
+    known = ""
+    if model is not None:
+        files = [model, model.with_suffix(".bin")] if model.suffix.lower() == ".xml" else [model]
+        card = hashlib.sha256(runtime.card.to_json().encode()).hexdigest()
+        known = hashlib.sha256(" ".join([*map(sha256, files), card]).encode()).hexdigest()
     limits = {**options.limits(), "zarr": installed("zarr")}
     return {"model": known, "runtime": runtime_name(runtime), "options": options.identity(), "limits": limits}
 
