@@ -38,6 +38,7 @@ __all__ = [
     "Segment",
     "SemanticMap",
     "Task",
+    "ground_label",
 ]
 
 Float: TypeAlias = NDArray[np.float64]
@@ -70,6 +71,12 @@ class Category:
     skeleton: tuple[tuple[int, int], ...] = ()
     flip: tuple[int, ...] = ()
     is_thing: bool = True
+
+
+def ground_label(categories: Sequence[Category]) -> int:
+    """The label of what lies between objects in a class map: the class called `BACKGROUND`, in any case, else the first."""
+    names = [category.name.strip().casefold() for category in categories]
+    return names.index(BACKGROUND) if BACKGROUND in names else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 from pelagia.core import masks as core_masks
 from pelagia.core import oriented as core_oriented
 from pelagia.core.lazy import resolve
-from pelagia.core.types import BACKGROUND, IGNORE_INDEX, Category, Float, Mask, MaskCrop, Task
+from pelagia.core.types import BACKGROUND, IGNORE_INDEX, Category, Float, Mask, MaskCrop, Task, ground_label
 from pelagia.data import label_maps
 from pelagia.data.annotation_builder import AnnotationBuilder
 from pelagia.data.annotations import build_shapes
@@ -104,8 +104,7 @@ def _with_background(dataset: Dataset, task: Task) -> Dataset:
 def _objects_of_maps(dataset: Dataset) -> Dataset:
     """Data with label images of classes as data with outlines: the components (4 neighbours) of each class but the ground, which
     is the class called background, else the first; ignored pixels are regions to ignore."""
-    names = [category.name.strip().casefold() for category in dataset.categories]
-    ground = names.index(BACKGROUND) if BACKGROUND in names else 0
+    ground = ground_label(dataset.categories)
     ndimage = resolve("scipy.ndimage", purpose="find the objects of label images")
     builder = AnnotationBuilder()
     for index in range(len(dataset)):

@@ -96,13 +96,13 @@ def _folder_source(path: Path, options: ReadOptions) -> _Source:
     images, labels, kind = pair
     if options.images is not None:
         images = options.images
+    pairs = _match(images, labels)
     if options.task is not None:
         if options.task not in ("instance", "semantic", "detect", "oriented"):
             raise OptionError(f"label images serve the tasks instance and semantic, not {options.task!r}", where=path)
-        pairs = _match(images, labels)
         classes = kind == "semantic" and (labels.name == "semantic" or _are_binary(pairs.values()))
         kind = "semantic" if options.task == "semantic" or classes else "instance"
-    return _Source(path, _match(images, labels), kind or "instance", None, {}, images, [])
+    return _Source(path, pairs, kind or "instance", None, {}, images, [])
 
 
 def _are_binary(labels: Iterable[Path | None]) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pelagia.core.card import ModelCard
-from pelagia.core.types import BACKGROUND, IGNORE_INDEX, Category, Task
+from pelagia.core.types import IGNORE_INDEX, Category, Task, ground_label
 from pelagia.errors import ModelError, OptionError
 from pelagia.losses.borders import border_weights, components
 from pelagia.losses.pixels import ALONE, FORMS, TERMS, Form, Processes, pixel_loss
@@ -191,7 +191,7 @@ def dense_truth(
     weights = None
     if options.border_weight and (options.border == "always" or (options.border == "auto" and task == "instance")):
         maps = (labels if ids is None else torch.where(labels == IGNORE_INDEX, -1, ids)).cpu().numpy()
-        numbered = maps if ids is not None else [components(item, _ground(categories)) for item in maps]
+        numbered = maps if ids is not None else [components(item, ground_label(categories)) for item in maps]
         extra = [border_weights(item, weight=options.border_weight, sigma=options.border_sigma) for item in numbered]
         weights = torch.stack([torch.from_numpy(item) for item in extra]).to(labels.device).add_(1.0)
     if task == "instance" and options.form == "sigmoid":
@@ -199,12 +199,6 @@ def dense_truth(
         labels = torch.where(labels == IGNORE_INDEX, labels, torch.where(labels == 0, len(categories), labels - 1))
     inner = (..., slice(margin, labels.shape[-2] - margin), slice(margin, labels.shape[-1] - margin))
     return DenseTruth(labels[inner], None if weights is None else weights[inner])
-
-
-def _ground(categories: Sequence[Category]) -> int:
-    """The class between objects: the one called background, else the first."""
-    named = [label for label, category in enumerate(categories) if category.name.strip().casefold() == BACKGROUND]
-    return named[0] if named else 0
 
 
 def _instance_labels(targets: Targets) -> tuple[Tensor, Tensor]:
