@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pelagia.core import masks as core_masks
 from pelagia.core.types import Instances
 from pelagia.infer import joining
 from pelagia.infer.joining import join
@@ -139,6 +140,43 @@ def test_pairs_that_meet_are_those_of_a_naive_search() -> None:
     assert len(expected) > 200
 
 
+@pytest.mark.parametrize("task", ["detect", "oriented"])
+def test_a_piece_in_the_bounds_of_an_object_that_has_its_own_partner_stays_apart(task: str) -> None:
+    """The pieces of the inner one, aslant, hardly agree, and lie in those of the outer one, which are partners."""
+    tiles = [Tile(0, 0, 100, 100), Tile(80, 0, 100, 100)]
+    left, right = np.array([[10.0, 10, 100, 90], [20, 15, 100, 50]]), np.array([[80.0, 10, 170, 90], [80, 40, 160, 80]])
+    parts = []
+    for boxes in (left, right):
+        part = Instances(labels=np.zeros(2, dtype=np.int64), boxes=boxes, scores=np.array([0.9, 0.8]))
+        if task == "oriented":
+            middles, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+            part = part.replace(boxes=None, oriented=np.column_stack([middles, sides, np.zeros(2)]))
+        parts.append(part)
+    found = join(parts, tiles, (180, 100), margin=1.0)
+    np.testing.assert_allclose(found.box_array, np.array([[10, 10, 170, 90], left[1], right[1]]))
+
+
+def test_both_arms_of_a_mask_belong_to_its_bend() -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(80, 0, 100, 100)]
+
+    def piece(rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.bool_]:
+        bitmap = np.zeros((100, 180), dtype=np.bool_)
+        bitmap[slice(*rows), slice(*columns)] = True
+        return bitmap
+
+    def part(*bitmaps: NDArray[np.bool_]) -> Instances:
+        crops = [core_masks.crop_from_bitmap(bitmap) for bitmap in bitmaps]
+        boxes = np.array([core_masks.bounds(crop) for crop in crops])
+        scores = np.linspace(0.9, 0.8, len(crops))
+        return Instances(labels=np.zeros(len(crops), dtype=np.int64), boxes=boxes, scores=scores, masks=tuple(crops))
+
+    bend = piece((10, 90), (20, 40)) | piece((10, 50), (20, 100)) | piece((80, 90), (20, 100))
+    arms = piece((10, 50), (80, 150)), piece((80, 90), (80, 150))
+    found = join([part(bend), part(*arms)], tiles, (180, 100), margin=1.0)
+    assert found.masks is not None
+    assert [mask.area for mask in found.masks] == [np.count_nonzero(bend | arms[0] | arms[1])]
+
+
 # Long objects aslant, as plain boxes
 
 
@@ -165,6 +203,23 @@ def test_a_long_object_aslant_is_one_box(end: tuple[int, int], mirrored: bool) -
     ids = np.ascontiguousarray(ids[:, ::-1]) if mirrored else ids
     found = predict_image(PerfectRuntime(), ids, PredictOptions(tiling="always"))
     np.testing.assert_array_equal(rows(found), rows(objects(ids, "detect")))
+
+
+@pytest.mark.parametrize("fall", [40, 60, 80])
+def test_a_line_inside_a_long_frame_is_not_swallowed(fall: int) -> None:
+    """The frame's pieces are partners; those of the line, aslant, lie in their bounds and may stay apart, but not become one."""
+    ids = np.zeros((128, 700), dtype=np.uint16)
+    cv2.rectangle(ids, (20, 10), (680, 118), 201, 3)
+    frame = objects(ids, "detect").box_array[0]
+    cv2.line(ids, (60, 25), (390, 25 + fall), 204, 5)
+    found = predict_image(PerfectRuntime(), ids, PredictOptions(tiling="always"))
+    assert isinstance(found, Instances)
+    line = objects(np.where(ids == 204, ids, 0), "detect")
+    np.testing.assert_array_equal(found.box_array[0], frame)
+    rest = found.select(np.arange(1, len(found)))
+    assert len(rest)
+    np.testing.assert_array_equal(rest.scores, np.repeat(line.scores, len(rest)))  # type: ignore[arg-type]
+    assert lies_in(rest.box_array, line.box_array)
 
 
 def test_what_crosses_is_only_joined_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:

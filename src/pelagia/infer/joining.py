@@ -13,7 +13,9 @@ rules make one object of its views:
    tile agrees with it better: then it belongs to a larger object that lies there too.
 3. Cut on both sides (larger than the overlap): two cut detections of one class that agree within the common area of their tiles,
    one to one by descending IoU, are pieces of one object and become one box around them; so is a piece without such a partner
-   that lies in a larger one. Their masks are united, and the keypoints are those of the piece that sees most of them.
+   that lies in a larger one. Without masks the larger one must have no partner either: bounds of a long object hold what it
+   does not touch, and two detections of one tile would become one. Masks of pieces are united, and the keypoints are those of
+   the piece that sees most of them.
 4. Crossing (plain boxes): the boxes of a long object that goes on aslant hardly agree. Two pieces of one class in tiles side by
    side, each cut by the border that lies in the other's tile and longer than the common area, are one object too if neither has
    a partner by rule 3 and each is the only such piece that the other meets there. A predictor without error sees what crosses
@@ -189,11 +191,12 @@ class _Agreement:
         pairs, iou = self.pairs, self.iou
         alike = np.flatnonzero(iou >= _PIECE_IOU)
         chosen = alike[one_to_one(pairs.at(alike), iou[alike], np.zeros(len(alike)))]
-        # A piece without a partner belongs to a larger one in which it lies.
-        smaller = np.where(self.first <= self.second, pairs.a, pairs.b)
+        # A piece without a partner belongs to a larger one in which it lies: by masks to any (both arms of a U to its bend).
         count = len(self.views.found)
-        taken = np.concatenate([pairs.group[chosen] * count + end[chosen] for end in (pairs.a, pairs.b)])
-        free = ~np.isin(pairs.group * count + smaller, taken)
+        keys = [pairs.group * count + end for end in (pairs.a, pairs.b)]
+        taken = np.concatenate([key[chosen] for key in keys])
+        alone = [~np.isin(key, taken) for key in keys]
+        free = np.where(self.first <= self.second, *alone) if self.views.found.masks is not None else alone[0] & alone[1]
         lies = self.shared >= least_share(self.views.found) * np.maximum(np.minimum(self.first, self.second), 1e-12)
         agreeing = np.union1d(chosen, np.flatnonzero(free & lies))
         result = pairs.at(np.union1d(agreeing, self._crossing(agreeing)))
