@@ -101,6 +101,10 @@ class MaskCrop:
         height, width = self.bitmap.shape
         return height, width
 
+    def part(self, rows: slice, columns: slice) -> Mask:
+        """The bitmap of some rows and columns of the crop."""
+        return self.bitmap[rows, columns]
+
 
 class PackedCrop(MaskCrop):
     """A `MaskCrop` that holds its bitmap as bits, an eighth of the memory, and unpacks it whenever it is asked for."""
@@ -126,6 +130,14 @@ class PackedCrop(MaskCrop):
     def shape(self) -> tuple[int, int]:
         """Height and width of the bitmap."""
         return self._shape
+
+    def part(self, rows: slice, columns: slice) -> Mask:
+        """The bitmap of some rows and columns of the crop; other rows are not unpacked."""
+        first, last, _ = rows.indices(self._shape[0])
+        width, last = self._shape[1], max(first, last)
+        start = first * width // 8
+        bits = np.unpackbits(self._bits[start : -(-last * width // 8)])[first * width - 8 * start :]
+        return bits[: (last - first) * width].view(np.bool_).reshape(last - first, width)[:, columns]
 
 
 def _flags(count: int) -> Mask:

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core.scan import Scan
-from pelagia.core.types import Instances, Mask
+from pelagia.core.types import Instances, Int, Mask, MaskCrop, PackedCrop
 from pelagia.data import geometry
 from pelagia.errors import OptionError
 from pelagia.infer.joining import least_share
 from pelagia.infer.view_pairs import Views
 
-__all__ = ["Shrunk", "levels", "shrink", "take_larger"]
+__all__ = ["Enlarged", "Shrunk", "levels", "shrink", "take_larger"]
 
 #: How many times larger the tiles of a level are than those of the one before.
 _STEP = 4
@@ -82,6 +82,52 @@ class Shrunk(Scan):
         self._scan.forget(above=above * self.factor)
 
 
+class Enlarged(MaskCrop):
+    """A mask of a shrunk scan in pixels of the scan, of `size` = (width, height): each of its pixels is factor x factor of those
+    that the scan has. It is held as it was found, and enlarged by the part."""
+
+    __slots__ = ("_factor", "_shape", "_small")
+    _factor: int
+    _shape: tuple[int, int]
+    _small: PackedCrop
+
+    def __init__(self, small: MaskCrop, factor: int, size: tuple[int, int]) -> None:
+        height, width = small.shape
+        x, y = factor * small.x, factor * small.y
+        shape = (min(factor * height, size[1] - y), min(factor * width, size[0] - x))
+        packed = PackedCrop(small.x, small.y, small.bitmap)
+        for name, value in (("x", x), ("y", y), ("_small", packed), ("_factor", factor), ("_shape", shape)):
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._small, self._factor, (self.x + self._shape[1], self.y + self._shape[0]))
+
+    @property
+    def bitmap(self) -> Mask:
+        """[h, w], of its own memory."""
+        return self.part(slice(None), slice(None))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the bitmap."""
+        return self._shape
+
+    @property
+    def area(self) -> int:
+        """Number of pixels set."""
+        high, wide = (np.minimum(self._factor, length - np.arange(0, length, self._factor)) for length in self._shape)
+        small = self._small.bitmap
+        set_in_row = self._factor * np.count_nonzero(small, axis=1) - (self._factor - wide[-1]) * small[:, -1]
+        return int(high @ set_in_row)
+
+    def part(self, rows: slice, columns: slice) -> Mask:
+        """The bitmap of some rows and columns of the crop."""
+        y, x = (np.arange(length)[asked] // self._factor for length, asked in zip(self._shape, (rows, columns), strict=True))
+        if not len(y) or not len(x):
+            return np.zeros((len(y), len(x)), dtype=np.bool_)
+        return self._small.part(slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))[np.ix_(y - y[0], x - x[0])]
+
+
 def levels(size: tuple[int, int], tile: tuple[int, int]) -> list[float]:
     """How many times larger than `tile` the tiles of the coarse levels are, for a scan of that width and height."""
     whole = max(size[0] / tile[0], size[1] / tile[1])
@@ -100,10 +146,11 @@ def shrink(factor: float) -> int:
 
 def take_larger(
     fine: tuple[Instances, Mask], coarse: tuple[Instances, Mask], longest: float, *, agnostic: bool = False
-) -> tuple[Instances, Mask]:
+) -> tuple[Instances, Mask, Int]:
     """Objects, strongest first, and whether they are pieces: `fine` with those of `coarse` that are longer than `longest` pixels.
 
-    Both come with their pieces (see `joining.join_views`), in pixels of one image.
+    Both come with their pieces (see `joining.join_views`), in pixels of one image. Told is also the position of each in `fine`,
+    -1 for those of `coarse`.
     """
     sides = coarse[0].box_array[:, 2:] - coarse[0].box_array[:, :2]
     larger = np.flatnonzero((sides > longest).any(axis=1))
@@ -130,4 +177,4 @@ def take_larger(
     assert found.scores is not None
     kept = np.flatnonzero(stays)
     kept = kept[np.argsort(-found.scores[kept], kind="stable")]
-    return found.select(kept), cut[kept]
+    return found.select(kept), cut[kept], np.where(kept < many, kept, -1)

@@ -96,7 +96,7 @@ def predict_image(
 
     Raises:
         OptionError: the image is not 8 or 16 bits with 1 or 3 channels, the overlap does not fit the tile, or a coarse look was
-            asked for and the model answers with a map.
+            asked for and the model answers with a map of classes.
     """
     options = options or PredictOptions()
     decoding = decoding or options.decoding(runtime.card)
@@ -105,10 +105,18 @@ def predict_image(
     tile = tile_size(runtime.card, options)
     if not must_tile((scan.width, scan.height), tile, options.tiling, runtime.card):
         return probable(predict_batch(runtime, [scan.read(0, 0, scan.width, scan.height)], decoding)[0])
-    if options.coarse and runtime.card.task in ("semantic", "panoptic"):
-        raise OptionError(f"coarse is for objects; this model answers the task {runtime.card.task!r}", where=runtime.card.name)
+    _check_coarse(runtime.card, options)
     predict = _TILED.get(runtime.card.task, tiled_objects)
     return probable(predict(runtime, scan, tile, options, decoding))
+
+
+def _check_coarse(card: ModelCard, options: PredictOptions) -> None:
+    if options.coarse and card.task == "semantic":
+        raise OptionError(
+            "coarse is for objects and the things of panoptic maps: a map of classes has no pieces that a larger look could "
+            "replace; without it, blend says how tiles become one map",
+            where=card.name,
+        )
 
 
 def _probable(card: ModelCard, options: PredictOptions) -> Callable[[Prediction], Prediction]:
@@ -196,7 +204,8 @@ def _scan_file(runtime: Runtime, path: Path, options: PredictOptions, maps: Path
         with open_scan(path, max_pixels=options.max_pixels) as scan:
             if watch is not None:
                 runtime = watch.over(runtime, scan, options)
-            if maps is None or runtime.card.task not in _TILED or options.coarse:
+            _check_coarse(runtime.card, options)
+            if maps is None or runtime.card.task not in _TILED:
                 found = predict_image(runtime, scan, options)
             elif runtime.card.task == "panoptic":
                 found = predict_panoptic(runtime, scan, temporary_path(maps / f"{path.stem}.tif"), options)

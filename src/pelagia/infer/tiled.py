@@ -21,7 +21,7 @@ from pelagia.infer.runtimes import Runtime
 from pelagia.infer.tiles import Tile, lay_tiles
 from pelagia.infer.views import answers, lay, objects_of, overlap_of, views
 
-__all__ = ["tile_total", "tiled_objects"]
+__all__ = ["coarse_tiles", "tile_total", "tiled_objects"]
 
 
 def tiled_objects(
@@ -36,7 +36,7 @@ def tiled_objects(
     longest = float(overlap_of(runtime.card, tile, options))
     for factor in levels(size, tile) if options.coarse else []:
         larger, overlap = _coarse(runtime, scan, tile, factor, options, unlimited)
-        found = take_larger(found, larger, longest, agnostic=options.agnostic)
+        found = take_larger(found, larger, longest, agnostic=options.agnostic)[:2]
         longest = overlap
     joined = found[0]
     return joined.select(np.arange(min(decoding.most, len(joined)))) if decoding.most else joined
@@ -46,7 +46,7 @@ def _coarse(
     runtime: Runtime, scan: Scan, tile: tuple[int, int], factor: float, options: PredictOptions, decoding: DecodeOptions
 ) -> tuple[tuple[Instances, Mask], float]:
     """What tiles `factor` times larger show, with their pieces, and their overlap, in pixels of the scan."""
-    tiles, zoom, overlap = _coarse_tiles(_size(scan), tile, factor, options)
+    tiles, zoom, overlap = coarse_tiles(_size(scan), tile, factor, options)
     further = Frame(np.array([[zoom, 0.0, 0.0], [0.0, zoom, 0.0]]), *_size(scan))
     parts = _parts(runtime, Shrunk(scan, zoom), tiles, options, decoding, further)
     large = [Tile(zoom * one.x, zoom * one.y, zoom * one.width, zoom * one.height) for one in tiles]
@@ -55,7 +55,7 @@ def _coarse(
     return found, float(zoom * overlap)
 
 
-def _coarse_tiles(
+def coarse_tiles(
     size: tuple[int, int], tile: tuple[int, int], factor: float, options: PredictOptions
 ) -> tuple[list[Tile], int, int]:
     """The tiles `factor` times larger, in pixels of the shrunk scan, how many times it is shrunk, and their overlap there."""
@@ -66,9 +66,9 @@ def _coarse_tiles(
 
 
 def tile_total(card: ModelCard, size: tuple[int, int], tile: tuple[int, int], options: PredictOptions) -> int:
-    """How many tiles `tiled_objects` looks at in a scan of that width and height."""
+    """How many tiles are looked at in a scan of that width and height, by models that answer with objects or segments."""
     coarse = levels(size, tile) if options.coarse else []
-    return len(lay(card, size, tile, options)) + sum(len(_coarse_tiles(size, tile, factor, options)[0]) for factor in coarse)
+    return len(lay(card, size, tile, options)) + sum(len(coarse_tiles(size, tile, factor, options)[0]) for factor in coarse)
 
 
 def _size(scan: Scan) -> tuple[int, int]:

@@ -6,6 +6,9 @@ joined as those of any object (`joining`), so that each is one segment, a thing 
 pieces, and touching neighbours stay two. A thing covers what its joined mask covers, the stronger above the weaker; pixels in
 which the deepest tile saw a thing that was joined into another view go to that thing, and to none where there is none.
 
+With `options.coarse` the scan is looked at again, shrunk (`coarse`): things longer than the overlap replace their pieces, and lie
+below all that finer tiles saw. Of these looks only things are taken, and their masks held at the size at which they were seen.
+
 In memory are the cropped masks of the things, in bits, and the stuff of each tile, compressed. The map comes in bands of rows, of
 which as many are held as a row of tiles shows; whoever wants it whole puts them together.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,14 +30,16 @@ from pelagia.core import masks as core_masks
 from pelagia.core.card import ModelCard
 from pelagia.core.lazy import resolve
 from pelagia.core.scan import Scan
-from pelagia.core.types import Instances, Int, MaskCrop, PackedCrop, PanopticMap, Segment
+from pelagia.core.types import Instances, Int, Mask, MaskCrop, PackedCrop, PanopticMap, Segment
 from pelagia.decode import DecodeOptions
 from pelagia.errors import ModelError
-from pelagia.infer.joining import CUT_MARGIN, join
+from pelagia.infer.coarse import Enlarged, Shrunk, levels, take_larger
+from pelagia.infer.joining import CUT_MARGIN, join_views
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime
+from pelagia.infer.tiled import coarse_tiles
 from pelagia.infer.tiles import Tile, owned
-from pelagia.infer.views import answers, lay, views
+from pelagia.infer.views import answers, lay, overlap_of, views
 
 __all__ = ["TiledSegments", "see_segments", "tiled_panoptic"]
 
@@ -60,7 +65,8 @@ def see_segments(
 ) -> TiledSegments:
     """The segments of all tiles: things by descending score, then stuff by class; ids from 1, 0 where no segment is.
 
-    A thing has the score of its strongest view, stuff the mean of its tiles' scores weighted by pixels.
+    With `options.coarse` things longer than the overlap come from larger tiles too. A thing has the score of its
+    strongest view, stuff the mean of its tiles' scores weighted by pixels.
 
     Raises:
         ModelError: the model does not answer with a panoptic map.
@@ -70,7 +76,24 @@ def see_segments(
     tiles = lay(card, size, tile, options)
     stuff: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])  # label -> pixels, score times pixels
     looks: list[_Look] = []
-    waiting = iter(owned(tiles, size))
+    with closing(_seen(runtime, scan, tiles, options, decoding)) as found:
+        for part, (window, owner) in zip(found, owned(tiles, size), strict=True):
+            looks.append(_Look(window, _stuff(part, window, owner, card, stuff), _things(part, owner, size, card)))
+    things, cut = join_views([look.things for look in looks], tiles, size, margin=CUT_MARGIN * max(tile))
+    level = np.zeros(len(things), dtype=np.int64)
+    longest = float(overlap_of(card, tile, options))
+    for number, factor in enumerate(levels(size, tile) if options.coarse else [], start=1):
+        larger, overlap = _coarse(runtime, scan, coarse_tiles(size, tile, factor, options), options, decoding)
+        things, cut, came = take_larger((things, cut), larger, longest)
+        level, longest = np.append(level, number)[came], overlap
+    return TiledSegments(_Map(looks, things, level, len(card.categories) + 1, scan.width), stuff)
+
+
+def _seen(
+    runtime: Runtime, scan: Scan, tiles: Sequence[Tile], options: PredictOptions, decoding: DecodeOptions
+) -> Generator[PanopticMap, None, None]:
+    """The map of each tile, in its pixels."""
+    card = runtime.card
     with (
         closing(views(scan, tiles, card, local=True, most=2 * options.batch)) as shown,
         closing(answers(runtime, shown, options.batch, decoding)) as found,
@@ -78,10 +101,29 @@ def see_segments(
         for part in found:
             if not isinstance(part, PanopticMap):
                 raise ModelError(f"the task {card.task!r} does not answer with a panoptic map", where=card.name)
-            window, owner = next(waiting)
-            looks.append(_Look(window, _stuff(part, window, owner, card, stuff), _things(part, owner, size, card)))
-    things = join([look.things for look in looks], tiles, size, margin=CUT_MARGIN * max(tile))
-    return TiledSegments(_Map(looks, things, len(card.categories) + 1, scan.width), stuff)
+            yield part
+
+
+def _coarse(
+    runtime: Runtime,
+    scan: Scan,
+    laid: tuple[Sequence[Tile], int, int],
+    options: PredictOptions,
+    decoding: DecodeOptions,
+) -> tuple[tuple[Instances, Mask], float]:
+    """The things that larger tiles show, joined while they are small, which are pieces, and the overlap in pixels of the scan.
+
+    `laid` are the tiles in pixels of the shrunk scan, how many times it is shrunk, and their overlap there.
+    """
+    tiles, zoom, overlap = laid
+    shrunk = Shrunk(scan, zoom)
+    size = (shrunk.width, shrunk.height)
+    with closing(_seen(runtime, shrunk, tiles, options, decoding)) as found:
+        parts = [_things(part, owner, size, runtime.card) for part, owner in zip(found, tiles, strict=True)]
+    things, cut = join_views(parts, tiles, size, margin=CUT_MARGIN * max(tiles[0].width, tiles[0].height))
+    boxes = np.minimum(zoom * things.box_array, np.tile([scan.width, scan.height], 2))
+    masks = tuple(Enlarged(mask, zoom, (scan.width, scan.height)) for mask in things.masks or ())
+    return (things.replace(boxes=boxes, masks=masks if things.masks is not None else None), cut), float(zoom * overlap)
 
 
 class TiledSegments:
@@ -131,10 +173,12 @@ class _Look:
 
 @dataclass(frozen=True, slots=True)
 class _Map:
-    """The map with codes in place of ids: stuff label + 1, and `first` plus the position of a thing."""
+    """The map with codes in place of ids: stuff label + 1, and `first` plus the position of a thing. `level` [N] tells which look
+    saw a thing, 0 the finest."""
 
     looks: Sequence[_Look]
     things: Instances
+    level: Int
     first: int
     width: int
 
@@ -160,16 +204,17 @@ class _Map:
             yield tops[number], bands[number]
 
     def _painted(self, row: Sequence[_Look], spans: Int) -> NDArray[np.int32]:
-        """The codes of stuff, and above them things, the stronger above the weaker."""
+        """The codes of stuff, above them things: of finer looks above those of coarser, then the stronger above the weaker."""
         y1, y2 = row[0].window[1], row[0].window[3]
         band = np.zeros((y2 - y1, self.width), dtype=np.int32)
         for look in row:
             x1, _, x2, _ = look.window
             band[:, x1:x2] = np.frombuffer(zlib.decompress(look.stuff), dtype=_kind(self.first)).reshape(y2 - y1, x2 - x1)
-        for position in np.flatnonzero((spans[:, 0] < y2) & (spans[:, 1] > y1))[::-1].tolist():
+        here = np.flatnonzero((spans[:, 0] < y2) & (spans[:, 1] > y1))
+        for position in here[np.argsort(self.level[here], kind="stable")][::-1].tolist():
             crop = _mask(self.things, position)
             top, bottom = max(crop.y, y1), min(crop.y + crop.shape[0], y2)
-            bitmap = crop.bitmap[top - crop.y : bottom - crop.y]
+            bitmap = crop.part(slice(top - crop.y, bottom - crop.y), slice(None))
             band[top - y1 : bottom - y1, crop.x : crop.x + bitmap.shape[1]][bitmap] = self.first + position
         return band
 

@@ -17,6 +17,9 @@ from pelagia.infer.tiles import Tile
 
 __all__ = ["Pairs", "Views", "borders", "judged", "meet", "one_to_one"]
 
+#: Pixels of two masks that are compared at once.
+_PIXELS = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Views:
@@ -90,11 +93,20 @@ def _common_pixels(masks: Sequence[MaskCrop], a: Int, b: Int, zone: Float | None
     limits = [None] * len(a) if zone is None else zone.astype(np.int64).tolist()
     for row, (i, j, limit) in enumerate(zip(a.tolist(), b.tolist(), limits, strict=True)):
         one, other = _window(masks[i], limit), _window(masks[j], limit)
-        result[1, row], result[2, row] = (np.count_nonzero(_part(masks[k], window)) for k, window in ((i, one), (j, other)))
+        for place, k, window in ((1, i, one), (2, j, other)):
+            result[place, row] = masks[k].area if limit is None else np.count_nonzero(_part(masks[k], window))
         both = (max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3]))
         if both[0] < both[2] and both[1] < both[3]:
-            result[0, row] = np.count_nonzero(_part(masks[i], both) & _part(masks[j], both))
+            result[0, row] = _shared(masks[i], masks[j], both)
     return result[0], result[1], result[2]
+
+
+def _shared(one: MaskCrop, other: MaskCrop, window: tuple[int, int, int, int]) -> int:
+    """Pixels of a window that are set in both, counted in strips: crops may be as large as a scan."""
+    x1, y1, x2, y2 = window
+    rows = max(_PIXELS // (x2 - x1), 1)
+    strips = ((x1, top, x2, min(top + rows, y2)) for top in range(y1, y2, rows))
+    return sum(int(np.count_nonzero(_part(one, strip) & _part(other, strip))) for strip in strips)
 
 
 def _window(crop: MaskCrop, limit: Sequence[int] | None) -> tuple[int, int, int, int]:
@@ -107,7 +119,7 @@ def _window(crop: MaskCrop, limit: Sequence[int] | None) -> tuple[int, int, int,
 
 def _part(crop: MaskCrop, window: tuple[int, int, int, int]) -> Mask:
     x1, y1, x2, y2 = window
-    return crop.bitmap[max(y1 - crop.y, 0) : max(y2 - crop.y, 0), max(x1 - crop.x, 0) : max(x2 - crop.x, 0)]
+    return crop.part(slice(max(y1 - crop.y, 0), max(y2 - crop.y, 0)), slice(max(x1 - crop.x, 0), max(x2 - crop.x, 0)))
 
 
 def judged(boxes: Float, owner: Int, tiles: Sequence[Tile], size: tuple[int, int], band: float) -> Mask:

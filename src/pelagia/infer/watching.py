@@ -24,7 +24,7 @@ from pelagia.infer.progress import Advance
 from pelagia.infer.runtimes import PaddedRuntime, PixelRuntime, Runtime, lanes
 from pelagia.infer.tiled import tile_total
 from pelagia.infer.tiles import lay_tiles
-from pelagia.infer.views import lay, overlap_of, tile_size
+from pelagia.infer.views import overlap_of, tile_size
 
 __all__ = ["Watch"]
 
@@ -71,8 +71,7 @@ class Watch:
             plan = plan_map(runtime, scan, tile, options)
             total, chosen = _map_tiles(plan), _blend_chosen(plan, card, options)
         else:
-            total = len(lay(card, size, tile, options)) if card.task == "panoptic" else tile_total(card, size, tile, options)
-            chosen = _overlap_chosen(card, tile, options)
+            total, chosen = tile_total(card, size, tile, options), _overlap_chosen(card, tile, options)
         for sentence in [*_tiling_chosen(tile, options), *chosen]:
             self._tell_once(sentence, sentence)
         self.intensities(card, scan.dtype, scan.path)
