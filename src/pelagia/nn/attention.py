@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pelagia.nn.layers import ConvNormAct
 
@@ -31,14 +30,19 @@ class Attention(nn.Module):
         self.project = ConvNormAct(channels, channels, activate=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(x).reshape(batch, self.heads, 2 * self.key_width + self.width, height * width)  # [B, h, 2 k + d, N]
-        q, k, v = qkv.transpose(2, 3).split([self.key_width, self.key_width, self.width], dim=3)  # each [B, h, N, .]
-        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, h, N, d]
-        mixed = mixed.transpose(2, 3).reshape(batch, channels, height, width)
-        values = v.transpose(2, 3).reshape(batch, channels, height, width)
+        batch, _, height, width = x.shape
+        qkv = self.qkv(x).permute(0, 2, 3, 1).reshape(batch, height * width, self.heads, 2 * self.key_width + self.width)
+        q, k, v = qkv.transpose(1, 2).split([self.key_width, self.key_width, self.width], dim=3)  # each [B, h, N, .]
+        # Written out: for values wider than the keys PyTorch's own takes the same steps, and on a CPU looks for masked rows too.
+        chances = (q * self.key_width**-0.5 @ k.transpose(2, 3)).softmax(dim=3)  # [B, h, N, N]
+        mixed, values = (_as_map(tokens, height, width) for tokens in (chances @ v, v))
         out: Tensor = self.project(mixed + self.position(values))
         return out
+
+
+def _as_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """[B, h, N, d] -> [B, h d, H, W], whose channels come last in memory."""
+    return tokens.transpose(1, 2).reshape(len(tokens), height, width, -1).permute(0, 3, 1, 2)
 
 
 class PSABlock(nn.Module):
