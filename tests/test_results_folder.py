@@ -161,7 +161,7 @@ def test_a_label_image_as_tiled_tiff_has_the_pixels_of_the_png(tmp_path: Path, m
 
 @pytest.mark.parametrize("scale", [0.9, 0.5, 0.37, 0.21])
 def test_a_scan_shrunk_in_bands_is_the_scan_shrunk_at_once(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
-    monkeypatch.setattr(result_pictures, "_BAND", 50)
+    monkeypatch.setattr(result_pictures, "_BAND", 50 * 241)
     image = np.random.default_rng(0).integers(0, 65535, (333, 241, 1)).astype(np.uint16)
     size = (round(241 * scale), round(333 * scale))
     at_once = warp(image, np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]]), size)

@@ -21,8 +21,8 @@ from pelagia.infer.preview import nearest, picture_size
 
 __all__ = ["draw_result", "scaled"]
 
-#: Rows of a scan that are read at once to shrink it.
-_BAND = 1024
+#: Pixels of a scan that are read at once to shrink it, about: 50 MB of three channels.
+_BAND = 16_000_000
 
 
 def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path:
@@ -56,7 +56,7 @@ def _map_shape(found: Prediction) -> tuple[int, ...] | None:
 def _shrunk(scan: Scan, scale: float, size: tuple[int, int]) -> Pixels:
     """The whole scan `scale` times as large, of `size` (width, height), read in bands of rows: it may be too large to hold."""
     factor = math.floor(1 / scale)  # `warp` averages blocks of so many rows; a band begins and ends between blocks
-    rows = max(math.ceil(_BAND * scale), 1)
+    rows = max(math.ceil(_BAND / scan.width * scale), 1)
     image: Pixels = np.empty((size[1], size[0], scan.channels), dtype=scan.dtype)
     for top in range(0, size[1], rows):
         bottom = min(top + rows, size[1])
