@@ -414,12 +414,12 @@ def test_tiles_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         items.append((path, (width, 64), Instances(labels=np.array([0]), boxes=np.array([[8.0, 8, 16, 16]]))))
     convert(Dataset.from_instances(tiny_card().categories, items, task="detect"), tmp_path / "coco", "coco")
     model = write_tiny(tmp_path / "m.onnx")
-    told = "1 of 2 images are predicted in overlapping tiles, as `predict` does; --no-tiled shrinks them\n"
+    told = "1 of 2 images are predicted in tiles of 64 x 64 pixels that overlap by 13, as `predict` does; --no-tiled"
     for words, count in (((), 1), (("--no-tiled",), 0)):
         assert run("evaluate", model, truth_file(tmp_path), *words) == 0
         error = capsys.readouterr().err
         assert error.count(told) == count
-        assert error.count("overlapping tiles") == count
+        assert error.count(" in tiles of ") == count
 
 
 def test_calibrated_scores(tmp_path: Path) -> None:

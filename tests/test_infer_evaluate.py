@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from pelagia.core.image import write
-from pelagia.core.types import Category, Instances
+from pelagia.core.types import Category, Instances, PanopticMap, Segment, SemanticMap, Task
 from pelagia.data.dataset import Dataset
 from pelagia.errors import EvaluationError, ImageError, OptionError
-from pelagia.infer.evaluate import EvaluateOptions, choose_thresholds, evaluate, match_classes, predict_dataset, score
+from pelagia.infer.evaluate import EvaluateOptions, choose_thresholds, evaluate, match_classes, predict_dataset, score, tiles_note
 from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.infer.scale import training_scale
+from pelagia.metrics.panoptic import evaluate_panoptic
+from pelagia.metrics.semantic import evaluate_semantic
 from tiny_onnx import tiny_card, write_tiny
 
 GREEN_FIRST = (Category(7, "green"), Category(9, "blue"), Category(3, "red"))
@@ -68,6 +70,48 @@ def test_large_images_are_tiled_unless_told_otherwise(tmp_path: Path, runtime: O
     assert (
         evaluate(runtime, data, EvaluateOptions(tiled=False), show=False).ap50 < 0.5
     )  # shrunk five times, cells are under two pixels
+
+
+@pytest.mark.parametrize("task", ["detect", "semantic", "panoptic"])
+def test_the_result_says_how_many_images_were_tiled(tmp_path: Path, runtime: OnnxRuntime, task: Task) -> None:
+    data = bright(tmp_path, 2, side=320, per_image=150)
+    small = replace(data, sizes=np.array([[64, 64], [320, 320]]))
+    card = replace(runtime.card, task=task)
+    told = "2 of 2 images are predicted in tiles of 64 x 64 pixels"
+    overlap = "" if task == "semantic" else " that overlap by 13"
+    assert tiles_note(card, data, EvaluateOptions()) == [f"{told}{overlap}, as `predict` does"]
+    assert tiles_note(card, small, EvaluateOptions()) == [f"{told}{overlap}, as `predict` does".replace("2 of", "1 of")]
+    assert tiles_note(card, data, EvaluateOptions(tiled=False)) == []
+    unknown = replace(data, sizes=np.zeros_like(data.sizes))  # then the file's header tells that it is large
+    assert tiles_note(card, unknown, EvaluateOptions()) == tiles_note(card, data, EvaluateOptions())
+    if task == "detect":
+        result = evaluate(runtime, data, show=False)
+        assert result.notes == (f"{told}{overlap}, as `predict` does",)
+        assert result.lines()[1] == str(result).splitlines()[1] == result.notes[0]
+        assert result.to_dict()["notes"] == list(result.notes)
+        shrunk = evaluate(runtime, data, EvaluateOptions(tiled=False), show=False)
+        assert shrunk.notes == ()
+        assert "notes" not in shrunk.to_dict()
+
+
+@pytest.mark.parametrize("side", [64, 320])
+def test_the_result_says_that_intensities_are_cut(tmp_path: Path, runtime: OnnxRuntime, side: int) -> None:
+    data = bright(tmp_path, 2, side=side)
+    for path in data.image_paths:
+        write(path, np.full((side, side), 300, dtype=np.uint16))
+    (note,) = [note for note in evaluate(runtime, data, show=False).notes if "16 bits" in note]
+    assert note.startswith("0.png has 16 bits")
+
+
+def test_notes_stand_in_every_kind_of_result() -> None:
+    ids, categories = np.ones((4, 5), dtype=np.int32), (Category(1, "red"),)
+    panoptic = [PanopticMap(ids, (Segment(1, 0),))]
+    semantic = [SemanticMap(np.zeros((4, 5), dtype=np.uint8))]
+    for result in (evaluate_panoptic(panoptic, panoptic, categories), evaluate_semantic(semantic, semantic, categories)):
+        assert "notes" not in result.to_dict()
+        noted = replace(result, notes=("tiled", "white"))
+        assert noted.lines() == [result.lines()[0], "tiled", "white", *result.lines()[1:]]
+        assert noted.to_dict() == {**result.to_dict(), "notes": ["tiled", "white"]}
 
 
 def test_large_images_are_read_as_scans_within_the_limit(tmp_path: Path, runtime: OnnxRuntime) -> None:

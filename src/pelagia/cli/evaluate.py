@@ -28,12 +28,12 @@ from pelagia.infer.assess import (
     rule_thresholds,
 )
 from pelagia.infer.coco_results import ResultsFile
-from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset
+from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset, tiles_note
 from pelagia.infer.objects import KINDS, federated_labels, truth_objects
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.runtimes import Precision, RuntimeKind
 from pelagia.infer.sources import MapKind, is_model, is_predictions, map_kind
-from pelagia.infer.views import is_tiled
+from pelagia.infer.watching import Watch
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.objects import Kind
 from pelagia.metrics.taxonomy import Taxonomy
@@ -228,7 +228,8 @@ def _evidence(
         if kind is not None and kind != own:
             raise OptionError(f"the model answers with {own}, which cannot be compared as {kind}", where=predictor.card.name)
         _say_tiles(predictor, dataset, options)
-        found = predict_dataset(predictor.runtime, dataset, options, show=False if quiet else None)
+        watch = Watch(lambda steps, note: None, say)
+        found = predict_dataset(predictor.runtime, dataset, options, show=False if quiet else None, watch=watch)
         return gather_evidence(dataset, found, predictor.card.task, **rules), found
     angle: OrientedConvention | None = data.angle  # type: ignore[assignment]  # the reader of the truth has checked it
     predictions = read_predictions(source, dataset, kind, angle=angle)
@@ -241,10 +242,8 @@ def _evidence(
 
 
 def _say_tiles(predictor: Predictor, dataset: Dataset, options: EvaluateOptions) -> None:
-    """How many images are larger than the network sees at once; sizes that the labels do not state are not counted."""
-    count = sum(is_tiled((width, height), predictor.card) for width, height in dataset.sizes.tolist())
-    if count and options.tiled:
-        say(f"{count} of {len(dataset)} images are predicted in overlapping tiles, as `predict` does; --no-tiled shrinks them")
+    for note in tiles_note(predictor.card, dataset, options):
+        say(f"{note}; --no-tiled shrinks them")
 
 
 def _parents(path: Path) -> dict[str, str]:
@@ -291,7 +290,12 @@ def _evaluate_maps(
     if flags.against is not None:
         other = _load(flags.against, flags) if is_model(flags.against) else None
         sources.append(Path(flags.against) if other is None else other.runtime)
-    how = maps.MapOptions(options, calibration=telling.errors or whole, show=False if json else None)
+    how = maps.MapOptions(
+        options,
+        calibration=telling.errors or whole,
+        show=False if json else None,
+        watch=Watch(lambda steps, note: None, say),
+    )
     scored = maps.evaluate_maps(sources, truth, kind, open_truth, how)
     for item in scored:
         if item.unknown:

@@ -36,7 +36,8 @@ from pelagia.infer.predict import predict_fitted, predict_image
 from pelagia.infer.progress import track
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.runtimes import Runtime, Shared, cpu_count
-from pelagia.infer.views import fit, is_tiled, objects_of
+from pelagia.infer.views import fit, is_tiled, objects_of, overlap_of, tile_size
+from pelagia.infer.watching import Watch
 from pelagia.metrics.boundary import DEFAULT_BOUNDARY, BoundaryOptions
 from pelagia.metrics.detection import Evidence, gather
 from pelagia.metrics.objects import Kind, Objects
@@ -60,6 +61,7 @@ __all__ = [
     "predictions",
     "score",
     "tally_maps",
+    "tiles_note",
 ]
 
 Scores: TypeAlias = DetectionResult | SemanticResult | PanopticResult
@@ -112,7 +114,8 @@ def evaluate(runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None
     """Predict every image of `dataset` and score the predictions against its truth.
 
     Classes are matched by name: a class that only the model knows does not count (in a map it counts as no class), a class that
-    only the data know is never found.
+    only the data know is never found. The `notes` of the result say how many images were tiled, and that intensities go beyond
+    what the model was made for.
 
     Args:
         show: a progress bar; None for one where standard error is a terminal.
@@ -120,11 +123,33 @@ def evaluate(runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None
     Raises:
         EvaluationError: no image, no common class, or truth that the task cannot be compared with.
     """
+    options = options or EvaluateOptions()
+    notes: list[str] = []
+    watch = Watch(lambda steps, note: None, notes.append)
+    result: Scores
     if runtime.card.task in KINDS:
-        return score(dataset, predict_dataset(runtime, dataset, options, show=show), runtime.card.task)
-    dataset = dataset.with_task(runtime.card.task)
-    tally = tally_maps(runtime, dataset, options, show=show)
-    return tally.result(categories=dataset.categories) if isinstance(tally, SemanticTally) else tally.result()
+        result = score(dataset, predict_dataset(runtime, dataset, options, show=show, watch=watch), runtime.card.task)
+    else:
+        dataset = dataset.with_task(runtime.card.task)
+        tally = tally_maps(runtime, dataset, options, show=show, watch=watch)
+        result = tally.result(categories=dataset.categories) if isinstance(tally, SemanticTally) else tally.result()
+    return replace(result, notes=(*tiles_note(runtime.card, dataset, options), *notes))
+
+
+def tiles_note(card: ModelCard, dataset: Dataset, options: EvaluateOptions) -> list[str]:
+    """A sentence on how many images are larger than the network sees at once, and how they are tiled; none where no image is.
+
+    Raises:
+        ImageError: an image whose size the labels do not state is missing or broken.
+    """
+    count = sum(is_tiled(_size(dataset, index), card) for index in range(len(dataset))) if options.tiled else 0
+    if not count:
+        return []
+    tile = tile_size(card, PredictOptions())
+    # Maps of classes overlap by what the network and the way of blending need.
+    overlap = "" if card.task == "semantic" else f" that overlap by {overlap_of(card, tile, PredictOptions())}"
+    how = f"in tiles of {tile[0]} x {tile[1]} pixels{overlap}, as `predict` does"
+    return [f"{count} of {len(dataset)} images are predicted {how}"]
 
 
 def tally_maps(
@@ -135,11 +160,13 @@ def tally_maps(
     show: bool | None = None,
     boundary: BoundaryOptions | None = DEFAULT_BOUNDARY,
     calibration: CalibrationTally | None = None,
+    watch: Watch | None = None,
 ) -> SemanticTally | PanopticTally:
     """The counts of every image behind the scores of a model that answers with maps, so that images can be weighted.
 
     `dataset` must be of the model's task (`Dataset.with_task`); `boundary` None leaves out the boundary measures of class maps,
     which take most of the time. `calibration` counts the largest probability of each scored pixel, if the model gives any.
+    `watch` is told of intensities.
 
     Raises:
         EvaluationError: see `evaluate`.
@@ -148,7 +175,8 @@ def tally_maps(
         raise EvaluationError("there is no image to score", where=dataset.root)
     semantic = SemanticTally(len(dataset.categories), boundary=boundary)
     panoptic = PanopticTally(dataset.categories)
-    for index, found in enumerate(predictions(runtime, dataset, options, show=show, scores=calibration is not None)):
+    scores = calibration is not None
+    for index, found in enumerate(predictions(runtime, dataset, options, show=show, scores=scores, watch=watch)):
         where = dataset.names[index]
         if isinstance(found, SemanticMap):
             truth = dataset.semantic(index).labels
@@ -248,7 +276,12 @@ def _thin(found: Instances, nms_iou: float) -> Instances:
 
 
 def predict_dataset(
-    runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None = None, *, show: bool | None = None
+    runtime: Runtime,
+    dataset: Dataset,
+    options: EvaluateOptions | None = None,
+    *,
+    show: bool | None = None,
+    watch: Watch | None = None,
 ) -> list[Instances]:
     """The objects in every image of `dataset`, in pixels of the originals, with the labels of `dataset`.
 
@@ -256,7 +289,7 @@ def predict_dataset(
         EvaluationError: model and data have no class in common.
         ModelError: the model answers with maps; see `predictions`.
     """
-    return [objects_of(found, runtime.card) for found in predictions(runtime, dataset, options, show=show)]
+    return [objects_of(found, runtime.card) for found in predictions(runtime, dataset, options, show=show, watch=watch)]
 
 
 def predictions(
@@ -266,9 +299,10 @@ def predictions(
     *,
     show: bool | None = None,
     scores: bool = False,
+    watch: Watch | None = None,
 ) -> Iterator[Prediction]:
     """What the model answers for every image of `dataset` in turn, in pixels of the originals, with the labels of `dataset`;
-    with `scores` also the probabilities of a map of classes, where it is not tiled.
+    with `scores` also the probabilities of a map of classes, where it is not tiled. `watch` is told of intensities.
 
     Raises:
         EvaluationError: model and data have no class in common.
@@ -284,7 +318,7 @@ def predictions(
         )
     )
     starts = range(0, len(dataset), options.batch)
-    look = partial(_look, dataset, runtime.card)
+    look = partial(_look, dataset, runtime.card, watch)
     # A GPU is fed by a thread on every core. On a CPU reading takes turns with the network, which needs them all.
     beside = not Shared(runtime).alone
     steps = ((partial(look, index), beside) for index in range(len(dataset)))
@@ -293,13 +327,19 @@ def predictions(
             views = list(islice(looked, options.batch))
             found = iter(predict_fitted(runtime, [view for view in views if view is not None], counting))
             for index, view in enumerate(views, start):
-                item = _scan_answer(runtime, dataset.image_paths[index], options, counting) if view is None else next(found)
+                path = dataset.image_paths[index]
+                item = _scan_answer(runtime, path, options, counting, watch) if view is None else next(found)
                 yield _relabel(item, labels, len(dataset.categories))
 
 
-def _look(dataset: Dataset, card: ModelCard, index: int) -> tuple[NDArray[Any], Frame] | None:
+def _look(dataset: Dataset, card: ModelCard, watch: Watch | None, index: int) -> tuple[NDArray[Any], Frame] | None:
     """An image as the network sees it, None if it is to be tiled."""
-    return None if is_tiled(_size(dataset, index), card) else fit(card, dataset.image(index))
+    if is_tiled(_size(dataset, index), card):
+        return None
+    image = dataset.image(index)
+    if watch is not None:
+        watch.intensities(card, image.dtype, dataset.image_paths[index])
+    return fit(card, image)
 
 
 def _size(dataset: Dataset, index: int) -> tuple[int, int]:
@@ -308,12 +348,16 @@ def _size(dataset: Dataset, index: int) -> tuple[int, int]:
     return (width, height) if width > 0 and height > 0 else image_size(dataset.image_paths[index])
 
 
-def _scan_answer(runtime: Runtime, path: Path, options: EvaluateOptions, decoding: DecodeOptions) -> Prediction:
+def _scan_answer(
+    runtime: Runtime, path: Path, options: EvaluateOptions, decoding: DecodeOptions, watch: Watch | None
+) -> Prediction:
     """What the model answers for an image that may be too large to hold."""
     tiling = PredictOptions(batch=options.batch, tiling="auto" if options.tiled else "never")
     # The probabilities of a whole scan would take gigabytes.
     decoding = replace(decoding, scores=decoding.scores and not options.tiled)
     with open_scan(path, max_pixels=options.max_pixels) as scan:
+        if watch is not None:
+            watch.intensities(runtime.card, scan.dtype, path)
         return predict_image(runtime, scan, tiling, decoding=decoding)
 
 

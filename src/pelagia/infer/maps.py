@@ -22,6 +22,7 @@ from pelagia.infer.match_images import MapList
 from pelagia.infer.panoptic_files import PanopticFile, TrueMaps, pair_panoptic, read_panoptic
 from pelagia.infer.runtimes import Runtime
 from pelagia.infer.sources import MapKind, maps_of
+from pelagia.infer.watching import Watch
 from pelagia.metrics import semantic
 from pelagia.metrics.bootstrap import Statistic
 from pelagia.metrics.label_images import LabelImageResult, evaluate_label_images
@@ -55,11 +56,13 @@ class MapOptions:
         predicting: how a model predicts.
         calibration: whether to ask how far the probabilities of pixels can be believed.
         show: a progress bar; None for one where standard error is a terminal.
+        watch: is told of intensities beyond what a model was made for.
     """
 
     predicting: EvaluateOptions = field(default_factory=EvaluateOptions)
     calibration: bool = False
     show: bool | None = None
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ def evaluate_map_files(source: str | Path, truth: str | Path | Dataset, kind: Ma
 
 def _model(runtime: Runtime, dataset: Dataset, options: MapOptions) -> MapEvaluation:
     believed = CalibrationTally() if options.calibration and runtime.card.task == "semantic" else None
-    tally = tally_maps(runtime, dataset, options.predicting, show=options.show, calibration=believed)
+    tally = tally_maps(runtime, dataset, options.predicting, show=options.show, calibration=believed, watch=options.watch)
     truth: Callable[[int], AnyMap] = dataset.semantic if isinstance(tally, SemanticTally) else dataset.panoptic
 
     def maps(index: int) -> tuple[AnyMap, AnyMap]:

@@ -23,7 +23,7 @@ import numpy as np
 from pelagia.core.types import Category, Float, Int, Mask, PanopticMap
 from pelagia.errors import EvaluationError
 from pelagia.metrics.contingency import Contingency, checked_weights, contingency, per_id, ratio
-from pelagia.metrics.result import json_value, mean, number, text_table
+from pelagia.metrics.result import json_value, mean, notes_dict, number, text_table
 
 __all__ = [
     "PanopticMeans",
@@ -55,6 +55,7 @@ class PanopticResult:
         pq, sq, rq: [C] panoptic, segmentation and recognition quality; SQ is 0 for a class that has truth or predictions but no
             match, as in the reference evaluation.
         all, things, stuff: means over the classes with tp + fp + fn > 0, of all kinds, with `Category.is_thing`, and without.
+        notes: what is to be known of how the predictions were made, in sentences.
     """
 
     images: int
@@ -69,6 +70,7 @@ class PanopticResult:
     all: PanopticMeans
     things: PanopticMeans
     stuff: PanopticMeans
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; NaN becomes None."""
@@ -86,7 +88,7 @@ class PanopticResult:
             group: {**{name: json_value(getattr(values, name)) for name in ("pq", "sq", "rq")}, "classes": values.classes}
             for group, values in (("all", self.all), ("things", self.things), ("stuff", self.stuff))
         }
-        return {"images": self.images, **means, "classes": classes}
+        return {"images": self.images, **means, "classes": classes, **notes_dict(self.notes)}
 
     def summary(self) -> list[tuple[str, float]]:
         """(name, value) of the headline numbers, in printing order."""
@@ -118,7 +120,7 @@ class PanopticResult:
         head = f"{self.images} images, {truths} segments, {predictions} predictions (panoptic)"
         numbers = [f"  {name:<14} {number(value)}" for name, value in self.summary()]
         header, rows = self.class_rows()
-        return [head, *numbers, "", *text_table([header, *rows])]
+        return [head, *self.notes, *numbers, "", *text_table([header, *rows])]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

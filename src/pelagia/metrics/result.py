@@ -70,6 +70,7 @@ class DetectionResult:
         classes: per class, in label order.
         confusion: at `curve_iou` and each class's best threshold unless asked otherwise.
         curve_iou: IoU threshold of the curves, the operating points and the confusion matrix: of those asked the nearest to 0.5.
+        notes: what is to be known of how the predictions were made, in sentences.
     """
 
     kind: str
@@ -95,6 +96,7 @@ class DetectionResult:
     classes: tuple[ClassResult, ...]
     confusion: ConfusionMatrix
     curve_iou: float
+    notes: tuple[str, ...] = ()
 
     @property
     def stats(self) -> Float:
@@ -128,6 +130,7 @@ class DetectionResult:
             "ar": {_cut_name(cut): json_value(value) for cut, value in self.ar.items()},
             "classes": [_class_dict(item, curves) for item in self.classes],
             "confusion": self.confusion.to_dict(),
+            **notes_dict(self.notes),
         }
 
     def summary(self) -> list[tuple[str, float]]:
@@ -154,7 +157,7 @@ class DetectionResult:
         head = f"{self.images} images, {self.truths} objects, {self.predictions} predictions ({self.kind})"
         numbers = [f"  {name:<14} {number(value)}" for name, value in self.summary()]
         header, rows = self.class_rows()
-        return [head, *numbers, "", *text_table([header, *rows])]
+        return [head, *self.notes, *numbers, "", *text_table([header, *rows])]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -183,6 +186,11 @@ _PLAIN = (
     *("kind", "images", "truths", "predictions", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ap_all", "ap50_all"),
     *("ar50", "ar75", "ar_small", "ar_medium", "ar_large", "curve_iou", "f1", "thresholds"),
 )
+
+
+def notes_dict(notes: tuple[str, ...]) -> dict[str, Any]:
+    """The entry `notes` of a document, if there are any."""
+    return {"notes": list(notes)} if notes else {}
 
 
 def number(value: float) -> str:

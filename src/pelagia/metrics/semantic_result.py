@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pelagia.core.types import Category, Float
 from pelagia.metrics.boundary import BOUNDARY_COUNTS, BoundaryOptions
-from pelagia.metrics.result import json_value, mean, number, text_table
+from pelagia.metrics.result import json_value, mean, notes_dict, number, text_table
 
 __all__ = ["NONE", "SemanticResult"]
 
@@ -31,6 +31,7 @@ class SemanticResult:
             images were weighted by fractions.
         boundary: [C, 7] the counts named in `BOUNDARY_COUNTS`, or None if they were not made.
         boundary_options: the widths of the boundary measures, None without them.
+        notes: what is to be known of how the predictions were made, in sentences.
     """
 
     categories: tuple[Category, ...]
@@ -38,6 +39,7 @@ class SemanticResult:
     confusion: NDArray[Any]
     boundary: NDArray[Any] | None
     boundary_options: BoundaryOptions | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def truth_px(self) -> NDArray[Any]:
@@ -172,6 +174,7 @@ class SemanticResult:
                 for label, category in enumerate(self.categories)
             ],
             "confusion": {"class_names": [*(item.name for item in self.categories), NONE], "counts": self.confusion.tolist()},
+            **notes_dict(self.notes),
         }
 
     def summary(self) -> list[tuple[str, float]]:
@@ -209,7 +212,7 @@ class SemanticResult:
             head += f", {100 * self.none_share:.2g} % of them without a predicted class"
         numbers = [f"  {name:<14} {number(value)}" for name, value in self.summary()]
         header, rows = self.class_rows()
-        return [head, *numbers, "", *text_table([header, *rows])]
+        return [head, *self.notes, *numbers, "", *text_table([header, *rows])]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
