@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pelagia.assign.dynamic import cells_inside, cells_inside_oriented, task_aligned
+from pelagia.assign.dynamic import Candidates, cells_inside, cells_inside_oriented, task_aligned
 from pelagia.nn.grids import cell_centres, grids_of
 
 GRIDS = grids_of(96, 128, (8, 16, 32))
@@ -21,9 +21,11 @@ def random_boxes(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
     return np.concatenate([centre - size / 2, centre + size / 2], axis=1)
 
 
-def pairs_as_set(pairs: tuple[torch.Tensor, torch.Tensor]) -> set[tuple[int, int]]:
-    found = list(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
+def pairs_as_set(pairs: Candidates) -> set[tuple[int, int]]:
+    found = list(zip(pairs.object.tolist(), pairs.cell.tolist(), strict=True))
     assert len(found) == len(set(found))
+    assert pairs.counts.tolist() == torch.bincount(pairs.object, minlength=len(pairs.counts)).tolist()
+    assert pairs.object.tolist() == sorted(pairs.object.tolist())
     return set(found)
 
 
@@ -59,7 +61,7 @@ def test_cells_inside_oriented_is_its_definition(seed: int, count: int) -> None:
 @settings(deadline=None)
 def test_every_object_inside_the_image_has_a_cell(x: float, y: float, w: float, h: float) -> None:
     box = torch.tensor([[x - w / 2, y - h / 2, x + w / 2, y + h / 2]], dtype=torch.float64)
-    assert len(cells_inside(box, GRIDS)[0]) > 0
+    assert len(cells_inside(box, GRIDS).cell) > 0
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 10), images=st.integers(1, 3), topk=st.integers(1, 12))
@@ -67,9 +69,8 @@ def test_every_object_inside_the_image_has_a_cell(x: float, y: float, w: float, 
 def test_task_aligned_is_its_definition(seed: int, count: int, images: int, topk: int) -> None:
     rng = np.random.default_rng(seed)
     batch = rng.integers(0, images, count)
-    owner, cell = cells_inside(torch.from_numpy(random_boxes(rng, count)), GRIDS)
-    shuffle = torch.from_numpy(rng.permutation(len(owner)))
-    owner, cell = owner[shuffle], cell[shuffle]
+    pairs = cells_inside(torch.from_numpy(random_boxes(rng, count)), GRIDS)
+    owner, cell = pairs.object, pairs.cell
     score, overlap = rng.random(len(owner)), rng.random(len(owner))  # no ties
     aligned = score**0.5 * overlap**6
     chosen: dict[tuple[int, int], int] = {}
@@ -85,7 +86,7 @@ def test_task_aligned_is_its_definition(seed: int, count: int, images: int, topk
         target = aligned[pair] / max(aligned[other] for other in mine) * max(overlap[other] for other in mine)
         expected[place] = (int(owner[pair]), target)
     found = task_aligned(
-        (owner, cell), torch.from_numpy(batch), torch.from_numpy(score), torch.from_numpy(overlap), CELLS, topk=topk
+        pairs, torch.from_numpy(batch), torch.from_numpy(score), torch.from_numpy(overlap), (images, CELLS), topk=topk
     )
     assert len(found.image) == len(expected)
     rows = zip(found.image.tolist(), found.cell.tolist(), found.object.tolist(), found.score.tolist(), strict=True)
@@ -96,11 +97,12 @@ def test_task_aligned_is_its_definition(seed: int, count: int, images: int, topk
 
 
 def test_ties_and_zero_overlaps_are_settled_alike_every_time() -> None:
-    owner, cell = cells_inside(torch.tensor([[0.0, 0, 96, 96], [0, 0, 96, 96]]), GRIDS)
+    pairs = cells_inside(torch.tensor([[0.0, 0, 96, 96], [0, 0, 96, 96]]), GRIDS)
+    count = len(pairs.cell)
     first, second = (
-        task_aligned((owner, cell), torch.tensor([0, 0]), torch.ones(len(owner)), torch.zeros(len(owner)), CELLS)
-        for _ in range(2)
+        task_aligned(pairs, torch.tensor([0, 0]), torch.ones(count), torch.zeros(count), (1, CELLS)) for _ in range(2)
     )
     assert torch.equal(first.cell, second.cell)
     assert torch.equal(first.object, second.object)
     assert bool((first.score == 0).all())
+    assert first.object.tolist() == [0] * 10

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,17 @@ import torch
 from torch import Tensor
 
 import pelagia
-from pelagia.core.image import write
+from answers import (
+    STRAIGHT,
+    answered,
+    crowd,
+    disturbed_outputs,
+    frames_for,
+    loss_and_slopes,
+    mixed_files,
+    same,
+    scrambled,
+)
 from pelagia.core.types import Instances, PanopticMap, SemanticMap, Task
 from pelagia.decode import DecodeOptions, decode
 from pelagia.infer.options import PredictOptions
@@ -34,7 +45,6 @@ from pelagia.nn.suppression import suppress
 from pelagia.train.loop import train
 from pelagia.train.options import TrainOptions, defaults_of
 from test_models_battery import FAMILIES, batch, input_size, make
-from test_selection import frames_for, scrambled
 from test_tasks import draw, small
 
 DEVICE = os.environ.get("PELAGIA_TEST_DEVICE", "cuda")
@@ -44,9 +54,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(CUDA and not torch.cuda.is_available(), reason="needs an NVIDIA GPU that PyTorch can use"),
 ]
-
-#: Networks that are recorded on a GPU.
-STRAIGHT = [case for case in FAMILIES if registry.entry(case.values[0]).builder.split(".")[2] in ("grids", "pixels")]
 
 
 @pytest.fixture(autouse=True)
@@ -172,22 +179,13 @@ def test_several_threads_get_what_one_gets() -> None:
 
 def test_files_in_order_with_a_broken_one_and_a_scan_between(tmp_path: Path) -> None:
     model = scrambled(make("yolo11n", "detect", (64, 64)))
-    sizes = [(64, 64)] * 9 + [(200, 150)] + [(50, 70)] * 4
-    paths = [tmp_path / f"{number:02}.png" for number in range(len(sizes))]
-    for path, (width, height) in zip(paths, sizes, strict=True):
-        write(path, drawn_images(1, (height, width), seed=int(path.stem))[0])
-    paths[3].write_bytes(b"no image")
+    seeds = itertools.count()
+    paths = mixed_files(tmp_path, lambda height, width: drawn_images(1, (height, width), seed=next(seeds))[0])
     options = PredictOptions(score=0.1, batch=4)
     found, expected = (list(predict_files(TorchRuntime(model, device=where), paths, options)) for where in (DEVICE, "cpu"))
-    assert [item.path for item in found] == paths
-    assert [item.error for item in found] == [item.error for item in expected]
-    assert found[3].error
-    for one, other in zip(found, expected, strict=True):
-        if isinstance(other.found, Instances):
-            assert isinstance(one.found, Instances)
-            assert agreement(one.found, other.found) >= 0.9
-            assert agreement(other.found, one.found) >= 0.9
-    assert sum(len(item.found) for item in expected if isinstance(item.found, Instances)) >= 20
+    for one, other in answered(paths, found, expected):
+        assert agreement(one, other) >= 0.9
+        assert agreement(other, one) >= 0.9
 
 
 @pytest.mark.parametrize("task", registry.entry("yolo11n").tasks)
@@ -200,11 +198,7 @@ def test_selection_on_the_device_loses_nothing(task: Task) -> None:
         frames = frames_for(model, 3)
         here = {key: value.numpy() for key, value in outputs.items()}
         there = {key: value.cpu().numpy() for key, value in likely(moved, model.card, options).items()}
-        for one, other in zip(decode(there, frames, model.card, options), decode(here, frames, model.card, options), strict=True):
-            assert isinstance(one, Instances)
-            assert isinstance(other, Instances)
-            np.testing.assert_array_equal(one.box_array, other.box_array)
-            np.testing.assert_array_equal(one.scores, other.scores)  # type: ignore[arg-type]
+        same(decode(there, frames, model.card, options), decode(here, frames, model.card, options))
 
 
 def test_suppression_on_the_device_equals_the_cpu() -> None:
@@ -263,6 +257,27 @@ def test_one_step_moves_the_weights_as_on_the_cpu(amp: str, tmp_path: Path) -> N
         states.append(torch.cat([value.flatten() for value in parameters(model)]))
     moved = (states[1] - states[0]).norm() / states[0].norm()
     assert moved < (2e-3 if amp == "off" else 2e-2)
+
+
+@pytest.mark.skipif(not CUDA, reason="a CPU has nothing to wait for")
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("task", ["detect", "oriented", "instance", "keypoints"])
+def test_loss_and_gradients_wait_for_nothing_and_are_those_of_the_cpu(task: Task, regions: bool) -> None:
+    size = (64, 96)
+    truth, model = crowd(task, size, regions), make("yolo11n", task, size).train()
+    outputs, there = disturbed_outputs(model, size, truth), truth.to(DEVICE, non_blocking=True)
+    expected, slopes = loss_and_slopes(model, outputs, truth)
+    moved = {name: value.to(DEVICE) for name, value in outputs.items()}
+    loss_and_slopes(model, moved, there)  # libraries wait when they are first used
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found, gradients = loss_and_slopes(model, moved, there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value, rtol=1e-4, atol=1e-5)
+    for name, value in slopes.items():
+        assert (gradients[name].cpu() - value).norm() < 1e-3 * value.norm()
 
 
 def parameters(model: Model) -> list[Tensor]:

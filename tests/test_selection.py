@@ -11,9 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from answers import STRAIGHT, answered, frames_for, mixed_files, same, scrambled
 from pelagia.api import load
 from pelagia.core.card import Normalisation
-from pelagia.core.frame import Frame
 from pelagia.core.image import letterbox, normalise, write
 from pelagia.core.types import Instances, Task
 from pelagia.decode import DecodeOptions, decode
@@ -23,7 +23,6 @@ from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_files
 from pelagia.infer.runtimes import Runtime, Shared
 from pelagia.models import checkpoint, registry
-from pelagia.models.model import Model
 from pelagia.models.runtime import TorchRuntime, float32_products, round_weights
 from pelagia.models.selection import likely
 from pelagia.nn.intensities import stack_pixels, to_network
@@ -31,24 +30,6 @@ from pelagia.nn.layers import fuse
 from test_models_battery import FAMILIES, batch, input_size, make
 
 YOLO_TASKS = registry.entry("yolo11n").tasks
-
-
-def scrambled(model: Model) -> Model:
-    """The same weights, disturbed, so that answers differ from place to place."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            spread = 0.3 * parameter.std(correction=0) + 0.02
-            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias") and parameter.ndim == 1:
-                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-def frames_for(model: Model, count: int) -> list[Frame]:
-    height, width = model.card.input_size
-    return [Frame.letterbox(2 * width, height, width, height)] * count
 
 
 class DeviceRuntime(TorchRuntime):
@@ -60,24 +41,6 @@ class DeviceRuntime(TorchRuntime):
 
     def lanes(self) -> tuple[Runtime, ...]:
         return ()
-
-
-def same(found: Any, expected: Any) -> int:
-    """Asserts that two lists of objects are equal to the bit, and counts them."""
-    for one, other in zip(found, expected, strict=True):
-        assert isinstance(one, Instances)
-        assert isinstance(other, Instances)
-        np.testing.assert_array_equal(one.labels, other.labels)
-        np.testing.assert_array_equal(one.scores, other.scores)  # type: ignore[arg-type]
-        np.testing.assert_array_equal(one.box_array, other.box_array)
-        if other.keypoints is not None:
-            np.testing.assert_array_equal(one.keypoints, other.keypoints)  # type: ignore[arg-type]
-        if other.masks is not None:
-            assert one.masks is not None
-            for a, b in zip(one.masks, other.masks, strict=True):
-                assert (a.x, a.y) == (b.x, b.y)
-                np.testing.assert_array_equal(a.bitmap, b.bitmap)
-    return sum(len(item) for item in expected)
 
 
 @pytest.mark.parametrize(
@@ -170,25 +133,14 @@ def test_pixels_are_stacked_as_they_are() -> None:
 def test_files_go_the_way_of_a_gpu(tmp_path: Path) -> None:
     model = scrambled(make("yolo11n", "detect", (64, 64)))
     rng = np.random.default_rng(0)
-    sizes = [(64, 64)] * 9 + [(200, 150)] + [(50, 70)] * 4
-    paths = [tmp_path / f"{number:02}.png" for number in range(len(sizes))]
-    for path, (width, height) in zip(paths, sizes, strict=True):
-        write(path, rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
-    paths[3].write_bytes(b"no image")
+    paths = mixed_files(tmp_path, lambda height, width: rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
     options = PredictOptions(score=0.5, batch=4)
     runtime = DeviceRuntime(model, device="cpu")
     assert not Shared(runtime).alone
     found, expected = (list(predict_files(each, paths, options)) for each in (runtime, TorchRuntime(model, device="cpu")))
-    assert [item.path for item in found] == paths
-    assert [item.error for item in found] == [item.error for item in expected]
-    assert found[3].error
-    for one, other in zip(found, expected, strict=True):
-        if isinstance(other.found, Instances):
-            assert isinstance(one.found, Instances)
-            assert (one.width, one.height) == (other.width, other.height)
-            np.testing.assert_allclose(one.found.scores, other.found.scores, atol=1e-4)  # type: ignore[arg-type]
-            np.testing.assert_allclose(one.found.box_array, other.found.box_array, atol=1e-2)
-    assert sum(len(item.found) for item in expected if isinstance(item.found, Instances)) >= 20
+    for one, other in answered(paths, found, expected):
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)  # type: ignore[arg-type]
+        np.testing.assert_allclose(one.box_array, other.box_array, atol=1e-2)
     timing = measure(runtime, [paths[0]], options, seconds=0.05)
     assert timing.batch == 4
     assert timing.network_ms > 0
@@ -219,10 +171,7 @@ def test_a_padded_batch_goes_the_way_of_a_gpu(name: str, task: Task) -> None:
         np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("name", "task"),
-    [case for case in FAMILIES if registry.entry(case.values[0]).builder.split(".")[2] in ("grids", "pixels")],
-)
+@pytest.mark.parametrize(("name", "task"), STRAIGHT)
 def test_rounding_the_weights_once_is_what_autocast_does(name: str, task: Task) -> None:
     model, images = fuse(scrambled(make(name, task))), batch(2, input_size(name))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from pelagia.core import masks as core_masks
 from pelagia.core.types import Instances, MaskCrop
 from pelagia.data.sample import Sample
 from pelagia.models import targets
-from pelagia.models.targets import MaskCrops
+from pelagia.models.targets import MaskCrops, Targets
 from pelagia.train.batch import collate
 
 
@@ -77,3 +79,12 @@ def test_no_mask_at_all() -> None:
     assert len(none.areas) == 0
     shares, windows = none.cells(4, torch.zeros(0, dtype=torch.int64))
     assert (len(shares), windows.shape) == (0, (0, 4))
+
+
+def test_truth_on_a_device_remembers_where_it_came_from() -> None:
+    here = Targets(torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1]), torch.rand(2, 4), 1)
+    there = here.to("meta")
+    assert here.on_host() is here
+    assert there.on_host() is here
+    assert there.to("meta").on_host() is here
+    assert replace(there, size=2).host is None  # it may be other truth

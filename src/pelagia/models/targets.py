@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pelagia.nn.devices import send
+
 __all__ = ["MaskCrops", "Targets", "neighbours"]
 
 #: Masks that `MaskCrops.shares` holds at full size at a time.
@@ -67,40 +69,45 @@ class MaskCrops:
             return torch.zeros(0, self.height // stride, self.width // stride, device=self.bits.device)
         return torch.cat(parts)
 
-    def cells(self, stride: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def cells(self, stride: int, rows: Tensor, known: MaskCrops | None = None) -> tuple[Tensor, Tensor]:
         """As `shares` of the masks `rows` [K], within their windows only: memory for what is there, not for K images.
 
         Returns shares [Q] float32, window after window, row by row, and the windows [K, 4] x1, y1, x2, y2 in cells, widened to
-        whole ones.
+        whole ones. With `known`, the same masks in the processor's memory, where `rows` and the windows returned lie too, nothing
+        waits for the device.
         """
-        low = torch.div(self.windows[rows, :2], stride, rounding_mode="floor")
-        high = -torch.div(-self.windows[rows, 2:], stride, rounding_mode="floor")
+        every = (self if known is None else known).windows
+        windows, starts = every[rows], _starts((every[:, 2:] - every[:, :2]).prod(1))[rows]
+        low = torch.div(windows[:, :2], stride, rounding_mode="floor")
+        high = -torch.div(-windows[:, 2:], stride, rounding_mode="floor")
         across = high[:, 0] - low[:, 0]
-        sizes = across * (high[:, 1] - low[:, 1])
-        starts = sizes.cumsum(0) - sizes
-        counts = []
-        for part in self._portions(rows):
-            owner, y, x, set_ = self._pixels(rows[part])
-            owner, y, x = owner[set_] + part.start, y[set_], x[set_]
-            column = torch.div(x, stride, rounding_mode="floor") - low[owner, 0]
-            row = torch.div(y, stride, rounding_mode="floor") - low[owner, 1]
-            place = starts[owner] - starts[part.start] + row * across[owner] + column
-            counts.append(torch.bincount(place, minlength=int(sizes[part].sum())))
-        shares = torch.cat(counts).float() / stride**2 if counts else self.bits.new_zeros(0, dtype=torch.float32)
-        return shares, torch.cat((low, high), dim=1)
-
-    def _portions(self, rows: Tensor) -> list[slice]:
-        """Consecutive parts of `rows` whose windows have some two million pixels together."""
-        pixels = (self.windows[rows, 2:] - self.windows[rows, :2]).prod(1)
-        portion = torch.div(pixels.cumsum(0) - pixels, _PIXELS_AT_ONCE, rounding_mode="floor")
-        ends = torch.unique_consecutive(portion, return_counts=True)[1].cumsum(0).tolist()
-        return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
+        sizes, width = across * (high[:, 1] - low[:, 1]), windows[:, 2] - windows[:, 0]
+        pixels = (windows[:, 2:] - windows[:, :2]).prod(1)
+        x, y = (windows[:, :2] - low * stride).unbind(1)  # from the first cell
+        first = _starts(sizes)
+        counts = self.bits.new_zeros(int(sizes.sum()), dtype=torch.int32)
+        for part in _portions(pixels):
+            within = _starts(pixels[part])
+            table = torch.stack(
+                (starts[part] - within, within, width[part], x[part], y[part], across[part], first[part], pixels[part])
+            )
+            start, within, wide, left, top, cells, cell, repeats = send(table, self.bits.device)
+            count = int(pixels[part].sum())
+            owner = torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats, output_size=count)
+            number = torch.arange(count, device=repeats.device)
+            bits = self.bits[start[owner] + number].int()
+            number = number - within[owner]
+            row = torch.div(number, wide[owner], rounding_mode="floor")
+            column = torch.div(number - row * wide[owner] + left[owner], stride, rounding_mode="floor")
+            row = torch.div(row + top[owner], stride, rounding_mode="floor")
+            counts.index_add_(0, cell[owner] + row * cells[owner] + column, bits)
+        return counts.float() / stride**2, torch.cat((low, high), dim=1)
 
     def at(self, points: Tensor, rows: Tensor) -> Tensor:
         """[K, P] in [0, 1], the masks `rows` [K] at points [K or 1, P, 2]: see `neighbours`; no bitmap is made."""
         x1, y1, x2, y2 = (side[:, None] for side in self.windows[rows].unbind(1))  # [K, 1]
         sizes = (self.windows[:, 2:] - self.windows[:, :2]).prod(1)
-        starts = (sizes.cumsum(0) - sizes)[rows, None]
+        starts = _starts(sizes)[rows, None]
         total = points.new_zeros(len(rows), points.shape[1])
         if not len(self.bits):
             return total
@@ -130,13 +137,25 @@ class MaskCrops:
         """Position in `rows`, row, column and value of every pixel of the windows of `rows`."""
         x1, y1, x2, y2 = self.windows.unbind(1)
         sizes = (x2 - x1) * (y2 - y1)
-        starts = (sizes.cumsum(0) - sizes)[rows]
+        starts = _starts(sizes)[rows]
         sizes = sizes[rows]
         owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), sizes)
-        within = torch.arange(len(owner), device=rows.device) - (sizes.cumsum(0) - sizes)[owner]
+        within = torch.arange(len(owner), device=rows.device) - _starts(sizes)[owner]
         across = (x2 - x1)[rows][owner]
         down = torch.div(within, across, rounding_mode="floor")
         return owner, y1[rows][owner] + down, x1[rows][owner] + within - down * across, self.bits[starts[owner] + within]
+
+
+def _starts(sizes: Tensor) -> Tensor:
+    """Where each of several parts begins that lie one after another."""
+    return sizes.cumsum(0) - sizes
+
+
+def _portions(pixels: Tensor) -> list[slice]:
+    """Consecutive parts of masks whose windows, of `pixels` each, have some two million together."""
+    portion = torch.div(_starts(pixels), _PIXELS_AT_ONCE, rounding_mode="floor")
+    ends = torch.unique_consecutive(portion, return_counts=True)[1].cumsum(0).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
 
 
 def neighbours(points: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -170,6 +189,7 @@ class Targets:
         semantic: [B, H, W] int64 with 255 = ignore, for the task `semantic`, or None.
         ignore: [M] bool, regions where a model must neither be rewarded nor punished (crowd and ignore regions of the data).
         size: B, the number of images (an image may have no object).
+        host: the same truth in the processor's memory, where this one lies on a device and came from there.
     """
 
     batch: Tensor
@@ -181,6 +201,7 @@ class Targets:
     keypoints: Tensor | None = None
     semantic: Tensor | None = None
     ignore: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    host: Targets | None = field(default=None, init=False, repr=False, compare=False)  # `replace` must not keep it
 
     def __post_init__(self) -> None:
         if len(self.ignore) != len(self.labels):
@@ -188,10 +209,21 @@ class Targets:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Targets:
         """The same truth on another device."""
-        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
         moved = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in values.items()
             if isinstance(value, Tensor | MaskCrops)
         }
-        return Targets(**{**values, **moved})
+        found = Targets(**{**values, **moved})
+        if found.labels.device.type != "cpu":
+            found.host = self if self.labels.device.type == "cpu" else self.host
+        return found
+
+    def on_host(self) -> Targets:
+        """The same truth in the processor's memory: itself, what it was copied from, or (waiting for the device) a copy."""
+        if self.host is None:
+            if self.labels.device.type == "cpu":
+                return self
+            self.host = self.to("cpu")
+        return self.host

@@ -65,7 +65,7 @@ def cell_centres(grids: Sequence[Grid], device: torch.device, dtype: torch.dtype
     for grid in grids:
         x = (torch.arange(grid.columns, device=device, dtype=dtype) + 0.5) * grid.stride
         y = (torch.arange(grid.rows, device=device, dtype=dtype) + 0.5) * grid.stride
-        centres.append(torch.stack((x.repeat(grid.rows), y.repeat_interleave(grid.columns)), dim=1))
+        centres.append(torch.stack((x.expand(grid.rows, -1), y[:, None].expand(-1, grid.columns)), dim=2).flatten(0, 1))
         strides.append(torch.full((len(centres[-1]),), float(grid.stride), device=device, dtype=dtype))
     return torch.cat(centres), torch.cat(strides)
 

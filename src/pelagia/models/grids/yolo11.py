@@ -23,7 +23,14 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
-from pelagia.assign.dynamic import Assignment, cells_inside, cells_inside_oriented, task_aligned
+from pelagia.assign.dynamic import (
+    Assignment,
+    Candidates,
+    cells_inside,
+    cells_inside_oriented,
+    ignored_cells,
+    task_aligned,
+)
 from pelagia.core import boxes as upright
 from pelagia.core.card import ModelCard
 from pelagia.core.keypoints import keypoint_sigmas, point_count
@@ -38,6 +45,7 @@ from pelagia.models.model import Model, Targets
 from pelagia.nn.attention import C2PSA
 from pelagia.nn.backbones import TimmBackbone
 from pelagia.nn.csp import SPPF, C3k2
+from pelagia.nn.devices import send
 from pelagia.nn.grids import cell_centres, expected_distances, grids_of, grids_of_count
 from pelagia.nn.layers import ConvNormAct
 from pelagia.nn.necks import PathAggregation
@@ -278,14 +286,19 @@ class YOLO11(Model):
         angles = raw["angles"][:, 0] if "angles" in raw else None  # [B, A]
 
         oriented = self.card.task == "oriented"
-        truth = targets.oriented if oriented else targets.boxes
-        if truth is None:
+        truth, known = (item.oriented if oriented else item.boxes for item in (targets, targets.on_host()))
+        if truth is None or known is None:
             raise ModelError("the oriented task needs oriented truth in the targets", where=self.card.name)
-        truth = truth.to(scores.dtype)
-        inside = cells_inside_oriented(truth, grids, centres) if oriented else cells_inside(truth, grids)
-        ignored = _ignored_cells(inside, targets, scores.shape[0], cells)
-        kept = ~targets.ignore[inside[0]]
-        owner, cell = inside[0][kept], inside[1][kept]
+        truth, known = truth.to(scores.dtype), known.to(scores.dtype)
+        ignore = targets.on_host().ignore
+
+        def inside(chosen: Tensor) -> Candidates:
+            if oriented:
+                return cells_inside_oriented(known, grids, centres, chosen)
+            return cells_inside(known, grids, centres.device, chosen)
+
+        pairs, shape = inside(~ignore), (scores.shape[0], cells)
+        owner, cell = pairs.object, pairs.cell
         with torch.no_grad():
             place = (targets.batch[owner], cell)
             angle = None if angles is None else angles[place]
@@ -295,21 +308,20 @@ class YOLO11(Model):
             chance = scores[targets.batch[owner], targets.labels[owner], cell].sigmoid()
         options = self.options
         positive = task_aligned(
-            (owner, cell), targets.batch, chance, overlap, cells, topk=options.topk, alpha=options.alpha, beta=options.beta
+            pairs, targets.batch, chance, overlap, shape, topk=options.topk, alpha=options.alpha, beta=options.beta
         )
-        if ignored is not None:
-            ignored[positive.image, positive.cell] = False
+        ignored = ignored_cells(inside(ignore), targets.batch, positive, shape) if bool(ignore.any()) else None
 
         where = (positive.image, targets.labels[positive.object], positive.cell)
         total = positive.score.sum()
-        normaliser = self.reduce(torch.stack((total, total.new_tensor(targets.size * _LEAST_PER_IMAGE)))).max()
+        normaliser = self.reduce(torch.stack((total, total.new_full((), targets.size * _LEAST_PER_IMAGE)))).max()
         terms = {"class": options.class_weight * binary_cross_entropy_sum(scores, where, positive.score, ignored)}
         terms |= self._box_terms(positive, truth, sides, angles, (centres, strides))
         if self.card.task == "instance":
             if targets.masks is None:
                 raise ModelError("the instance task needs masks in the targets", where=self.card.name)
             chosen = raw["coefficients"].transpose(1, 2)[positive.image, positive.cell]  # [P, K]
-            terms["mask"] = options.mask_weight * mask_loss(chosen, raw["prototypes"], positive, truth, targets.masks)
+            terms["mask"] = options.mask_weight * mask_loss(chosen, raw["prototypes"], positive, targets)
         if self.card.task == "keypoints":
             terms |= self._point_terms(positive, targets, raw["keypoints"], (centres, strides))
         return {name: value / normaliser for name, value in terms.items()}
@@ -354,7 +366,7 @@ class YOLO11(Model):
             raise ModelError(f"the targets have {wanted.shape[1]} keypoints, the model {points.shape[1]}", where=self.card.name)
         areas = upright.area(targets.boxes[positive.object].to(points.dtype))
         # The metric's sigmas are too narrow to learn from: a point some tenths of the object away would have no gradient.
-        sigmas = points.new_tensor(keypoint_sigmas(points.shape[1], other=1 / points.shape[1]))
+        sigmas = send(torch.tensor(keypoint_sigmas(points.shape[1], other=1 / points.shape[1])).to(points.dtype), points.device)
         options, weight = self.options, positive.score
         near = keypoint_similarity_loss(points, wanted, areas, sigmas)
         seen = visibility_loss(logits[..., 2], wanted)
@@ -385,14 +397,3 @@ def _distances_oriented(oriented: Tensor, centres: Tensor) -> Tensor:
     along, across = away[:, 0] * cos + away[:, 1] * sin, away[:, 1] * cos - away[:, 0] * sin
     w, h = oriented[:, 2] / 2, oriented[:, 3] / 2
     return torch.stack((w + along, h + across, w - along, h - across), dim=1)
-
-
-def _ignored_cells(inside: tuple[Tensor, Tensor], targets: Targets, images: int, cells: int) -> Tensor | None:
-    """[B, A] bool, the cells inside ignore regions; None when there is no such region."""
-    if not bool(targets.ignore.any()):
-        return None
-    owner, cell = inside
-    chosen = targets.ignore[owner]
-    ignored = torch.zeros(images, cells, dtype=torch.bool, device=cell.device)
-    ignored[targets.batch[owner[chosen]], cell[chosen]] = True
-    return ignored
