@@ -18,8 +18,26 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from noise import noise
-from pelagia.core.image import find_images, image_size, read, to_rgb, write
+from pelagia.core import image as core_image
+from pelagia.core.image import decode, encode, find_images, image_size, to_rgb, write
 from pelagia.errors import ImageError, OptionError
+
+
+def read(path: str | Path, **limits: int) -> Any:
+    """The image in a file, which its bytes give as well; or the error, of which they have the same."""
+    data = None
+    with contextlib.suppress(OSError):
+        data = Path(path).read_bytes()
+    try:
+        found = core_image.read(path, **limits)
+    except ImageError:
+        if data is not None:
+            with pytest.raises(ImageError):
+                decode(data, **limits)
+        raise
+    assert data is not None
+    np.testing.assert_array_equal(decode(data, **limits), found)
+    return found
 
 
 def smooth(height: int, width: int) -> NDArray[np.uint8]:
@@ -264,3 +282,34 @@ def test_finding_images(tmp_path: Path) -> None:
         find_images(tmp_path / "absent")
     with pytest.raises(ImageError, match="no image"):
         find_images(str(tmp_path / "*.bmp"))
+
+
+# In memory
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp"])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3)])
+def test_encoded_bytes_are_those_of_the_file(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
+    image = noise(*shape)
+    write(tmp_path / f"a{suffix}", image)
+    assert encode(image, suffix) == (tmp_path / f"a{suffix}").read_bytes()
+    np.testing.assert_array_equal(image, noise(*shape))
+
+
+def test_what_cannot_be_encoded_is_refused() -> None:
+    for image, suffix in (
+        (noise(4, 4), ".tif"),
+        (noise(4, 4), ".gif"),
+        (noise(4, 4, dtype=np.uint16), ".jpg"),
+        (noise(4, 4, 2), ".png"),
+    ):
+        with pytest.raises(OptionError):
+            encode(image, suffix)
+
+
+def test_errors_of_bytes_have_the_name_that_is_given() -> None:
+    for data in (b"", b"no image", b"\x89PNG\r\n\x1a\n", b"II*\0", encode(noise(30, 40))[:-20]):
+        with pytest.raises(ImageError, match=r"^slide\.png: "):
+            decode(data, name="slide.png")
+    with pytest.raises(ImageError, match="more than the limit of 1,199"):
+        decode(encode(noise(30, 40)), max_pixels=1199)

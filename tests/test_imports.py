@@ -55,9 +55,10 @@ ALLOWED = {
     },
 }
 ALLOWED["__main__"] = {"cli"}
-ALLOWED["cli"] = {*ALLOWED["api"], "api", "", "train", "export"}
+ALLOWED["serve"] = {*ALLOWED["api"], "api", ""}
+ALLOWED["cli"] = {*ALLOWED["serve"], "serve"}
 
-ARRAY_SIDE = {"", "errors", "core", "data", "decode", "metrics", "infer", "report"}
+ARRAY_SIDE = {"", "errors", "core", "data", "decode", "metrics", "infer", "report", "serve"}
 TENSOR_PACKAGES = {"torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript"}
 
 #: Models may know what a runtime is, and nothing else of `infer`.

@@ -31,6 +31,7 @@ COMMANDS = {
     "train": ("pelagia.cli.train:train", "Train a model on labelled images."),
     "evaluate": ("pelagia.cli.evaluate:evaluate", "Score a model or predictions against the truth."),
     "predict": ("pelagia.cli.predict:predict", "Find and count objects in images and scans of any size."),
+    "serve": ("pelagia.cli.serve:serve", "Answer predictions over HTTP, with a page to try a model on images and a camera."),
     "export": ("pelagia.cli.export:export", "Write a model as ONNX or for OpenVINO and prove that it answers alike."),
     "benchmark": ("pelagia.cli.benchmark:benchmark", "Measure each installed runtime on this machine."),
 }

@@ -6,11 +6,12 @@ An image is [H, W, C] with C = 1 (grey) or 3 (RGB), uint8 or uint16.
 from __future__ import annotations
 
 import glob
+import io
 import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -28,6 +29,8 @@ __all__ = [
     "MAX_PIXELS",
     "Pixels",
     "check_piece",
+    "decode",
+    "encode",
     "find_images",
     "image_size",
     "is_tiff",
@@ -46,6 +49,8 @@ _S = TypeVar("_S", bound=np.generic)
 
 #: File name endings, lower case, that `find_images` takes from a folder.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+_TIFF_SUFFIXES = (".tif", ".tiff")
 
 #: Pixels above which an image, or a piece of one, is taken for a decompression bomb unless the user says otherwise.
 MAX_PIXELS = 1_000_000_000
@@ -81,22 +86,43 @@ def read(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         with open(source, "rb") as stream:
             kind = _kind(stream.read(12), source)
             if kind != "tiff":
-                facts = header.parse(stream, kind)
-                _check_size(facts.width, facts.height, max_pixels, source)
-                if facts.width * facts.height > _OPENCV_PIXELS:
-                    raise ImageError(
-                        f"{facts.width} x {facts.height} pixels; a {kind.upper()} is decoded up to {_OPENCV_PIXELS:,}. Save it "
-                        "as a tiled TIFF",
-                        where=source,
-                    )
-                stream.seek(0)
-                data = stream.read()
-                return orient(_decode(data, facts, source), facts.orientation)
+                return _read_whole(stream, kind, max_pixels, source)
     except OSError as error:
         raise _unreadable(error, source) from error
+    return _read_tiff(None, max_pixels, source)
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "image") -> Pixels:
+    """The image in the bytes of a file, as `read` gives it; nothing is written. Errors call it `name`.
+
+    Raises:
+        ImageError: as `read`.
+    """
+    source, stream = Path(name), io.BytesIO(data)
+    kind = _kind(data[:12], source)
+    return _read_tiff(stream, max_pixels, source) if kind == "tiff" else _read_whole(stream, kind, max_pixels, source)
+
+
+def _read_whole(stream: BinaryIO, kind: header.Kind, max_pixels: int, source: Path) -> Pixels:
+    """A JPEG, PNG, BMP or WebP."""
+    try:
+        facts = header.parse(stream, kind)
     except header.HeaderError as error:
         raise ImageError(f"broken image: {error}; copy the file again", where=source) from error
-    with tiff.open_page(source) as page:
+    _check_size(facts.width, facts.height, max_pixels, source)
+    if facts.width * facts.height > _OPENCV_PIXELS:
+        raise ImageError(
+            f"{facts.width} x {facts.height} pixels; a {kind.upper()} is decoded up to {_OPENCV_PIXELS:,}. Save it as a tiled "
+            "TIFF",
+            where=source,
+        )
+    stream.seek(0)
+    return orient(_decode(stream.read(), facts, source), facts.orientation)
+
+
+def _read_tiff(stream: BinaryIO | None, max_pixels: int, source: Path) -> Pixels:
+    """A TIFF in `stream`, else in the file `source`."""
+    with tiff.open_page(source, stream) as page:
         _check_size(page.width, page.height, max_pixels, source)
         check_piece(page.piece, max_pixels, source)
         return orient(tiff.read_page(page), page.orientation)
@@ -228,6 +254,32 @@ def write(path: str | Path, image: Pixels, *, overwrite: bool = False) -> None:
     """
     target = Path(path)
     suffix = target.suffix.lower()
+    _check_writable(image, suffix, target)
+    if suffix in _TIFF_SUFFIXES:
+        flat = image.reshape(image.shape[:2]) if _is_grey(image) else image
+        with atomic_path(target) as temporary:
+            photometric = "minisblack" if _is_grey(image) else "rgb"
+            tile = (512, 512) if max(image.shape[:2]) > 512 else None
+            tifffile.imwrite(
+                temporary, flat, photometric=photometric, compression="zlib", predictor=True, tile=tile, metadata=None
+            )
+        return
+    write_bytes(target, _encoded(image, suffix, target, overwrite=overwrite).data)
+
+
+def encode(image: Pixels, suffix: str = ".png", *, overwrite: bool = False) -> bytes:
+    """The bytes of the file that `write` makes of an image under a name with that ending, which must not be that of a TIFF.
+
+    Raises:
+        OptionError: as `write`, or the ending of a TIFF.
+    """
+    if suffix in _TIFF_SUFFIXES:
+        raise OptionError(f"{suffix} is written to files only; use .png")
+    _check_writable(image, suffix, None)
+    return _encoded(image, suffix, None, overwrite=overwrite).tobytes()
+
+
+def _check_writable(image: Pixels, suffix: str, target: Path | None) -> None:
     if suffix not in IMAGE_SUFFIXES:
         raise OptionError(
             f"cannot write {suffix or 'a name without an ending'}; use one of {' '.join(IMAGE_SUFFIXES)}", where=target
@@ -237,19 +289,17 @@ def write(path: str | Path, image: Pixels, *, overwrite: bool = False) -> None:
             f"an image must be [H, W], [H, W, 1] or [H, W, 3], uint8 or uint16; got {list(image.shape)} {image.dtype}",
             where=target,
         )
-    if image.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
+    if image.dtype == np.uint16 and suffix not in (".png", *_TIFF_SUFFIXES):
         raise OptionError(f"{suffix} holds 8 bits; write 16-bit images as .png or .tif", where=target)
-    grey = image.ndim == 2 or image.shape[2] == 1
-    if suffix in (".tif", ".tiff"):
-        flat = image.reshape(image.shape[:2]) if grey else image
-        with atomic_path(target) as temporary:
-            photometric = "minisblack" if grey else "rgb"
-            tile = (512, 512) if max(image.shape[:2]) > 512 else None
-            tifffile.imwrite(
-                temporary, flat, photometric=photometric, compression="zlib", predictor=True, tile=tile, metadata=None
-            )
-        return
-    stored = image if grey else _swapped(image, overwrite=overwrite)
+
+
+def _is_grey(image: Pixels) -> bool:
+    return image.ndim == 2 or image.shape[2] == 1
+
+
+def _encoded(image: Pixels, suffix: str, target: Path | None, *, overwrite: bool) -> NDArray[np.uint8]:
+    """The file as bytes [N]."""
+    stored = image if _is_grey(image) else _swapped(image, overwrite=overwrite)
     parameters = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
     try:
         done, data = cv2.imencode(suffix, stored, parameters)
@@ -259,7 +309,7 @@ def write(path: str | Path, image: Pixels, *, overwrite: bool = False) -> None:
         ) from error
     if not done:
         raise OptionError(f"{image.shape[1]} x {image.shape[0]} pixels do not fit {suffix}; write .tif", where=target)
-    write_bytes(target, data.data)
+    return np.asarray(data)
 
 
 def _swapped(image: Pixels, *, overwrite: bool) -> Pixels:

@@ -30,6 +30,7 @@ EXTRAS = {
     "albumentations": "albumentations",
     "fastapi": "serve",
     "uvicorn": "serve",
+    "starlette": "serve",
     "ray": "scale",
     "zarr": "zarr",
 }

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -58,8 +58,8 @@ class TiffPage:
 
 
 @contextmanager
-def open_page(path: Path) -> Iterator[TiffPage]:
-    """Open a TIFF and look at its image without decoding it.
+def open_page(path: Path, stream: BinaryIO | None = None) -> Iterator[TiffPage]:
+    """Open a TIFF and look at its image without decoding it; with a `stream` that one, and `path` is what errors call it.
 
     Raises:
         ImageError: not a readable TIFF, a stack of planes, or samples of a kind that is not supported (the message says what to
@@ -67,7 +67,7 @@ def open_page(path: Path) -> Iterator[TiffPage]:
     """
     try:
         # Other files of a multi-file OME-TIFF are never opened: a path inside an image is not to be followed.
-        tiff = tifffile.TiffFile(path, _multifile=False)
+        tiff = tifffile.TiffFile(path if stream is None else stream, _multifile=False)
     except BROKEN as error:
         raise ImageError(f"not a readable TIFF ({error}); copy or save the file again", where=path) from error
     with tiff:

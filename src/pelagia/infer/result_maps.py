@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from pelagia.core import masks as core_masks
 from pelagia.core.files import atomic_path, move
-from pelagia.core.image import image_size, read, write
+from pelagia.core.image import Pixels, image_size, read, write
 from pelagia.core.scan import open_scan
 from pelagia.core.types import Instances, MaskCrop, PanopticMap, Prediction, SemanticMap, Task
 from pelagia.data.label_pixels import read_label_pixels, write_label_pixels
-from pelagia.data.panoptic_png import from_colours, read_ids, write_ids
+from pelagia.data.panoptic_png import from_colours, read_ids, to_colours, write_ids
 from pelagia.errors import OptionError
 from pelagia.infer.map_writer import StoredMap, open_map_writer
 from pelagia.infer.panoptic_writer import Stored, StoredPanoptic
 from pelagia.infer.preview import nearest, picture_size
 
-__all__ = ["has_probabilities", "map_suffix", "pixels_of", "read_map", "write_map", "write_probabilities"]
+__all__ = ["has_probabilities", "map_pixels", "map_suffix", "pixels_of", "read_map", "write_map", "write_probabilities"]
 
 #: Most objects of an image whose numbers a PNG holds; more are written as TIFF of 32 bits.
 _MOST_IN_PNG = 65535
@@ -82,6 +82,18 @@ def write_map(path: Path, found: Prediction | Stored, size: tuple[int, int]) -> 
                 metadata=None,
                 buffersize=_BUFFER,
             )
+
+
+def map_pixels(found: Prediction, size: tuple[int, int]) -> Pixels | None:
+    """The map that `write_map` makes of an answer, [H, W], or [H, W, 3] of a `numbered` panoptic map; None where there is none,
+    or none that a PNG holds."""
+    if isinstance(found, SemanticMap):
+        return found.labels
+    if isinstance(found, PanopticMap):
+        return to_colours(found.ids)
+    if found.masks is None or len(found) > _MOST_IN_PNG:
+        return None
+    return _labels(found.masks, range(len(found)), (0, 0, *size), np.uint16)
 
 
 def has_probabilities(found: Prediction | Stored) -> bool:

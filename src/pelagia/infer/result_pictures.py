@@ -11,6 +11,7 @@ from pelagia.core.card import ModelCard
 from pelagia.core.draw import draw_prediction
 from pelagia.core.frame import Frame
 from pelagia.core.image import MAX_PIXELS, Pixels, warp, write
+from pelagia.core.palette import Picture
 from pelagia.core.scan import Scan, open_scan
 from pelagia.core.types import PanopticMap, Prediction, SemanticMap
 from pelagia.data.geometry import warp_mask
@@ -19,7 +20,7 @@ from pelagia.infer.panoptic_writer import Stored
 from pelagia.infer.predict import FileResult
 from pelagia.infer.preview import nearest, picture_size
 
-__all__ = ["draw_result", "scaled"]
+__all__ = ["draw_result", "draw_scan", "scaled"]
 
 #: Pixels of a scan that are read at once to shrink it, about: 50 MB of three channels.
 _BAND = 16_000_000
@@ -34,19 +35,25 @@ def draw_result(result: FileResult, target: str | Path, card: ModelCard) -> Path
     if result.found is None:
         raise ImageError(result.error or "there is nothing to draw", where=result.path)
     found = result.found.picture if isinstance(result.found, Stored) else result.found
-    pixels = result.width * result.height
-    scale, size = picture_size(result.width, result.height)
     # It was read under the user's limit once.
-    with open_scan(result.path, max_pixels=max(MAX_PIXELS, pixels)) as scan:
-        if scale < 1:
-            image = _shrunk(scan, scale, size)
-            if _map_shape(found) != size[::-1]:  # a written map is shrunk already
-                found = scaled(found, scale, size)
-        else:
-            image = scan.read(0, 0, scan.width, scan.height)
-    # Where the image is, the picture comes to be: each copy of 50 million pixels takes 150 MB.
-    write(target, draw_prediction(image, found, card.categories, overwrite=True), overwrite=True)
+    with open_scan(result.path, max_pixels=max(MAX_PIXELS, result.width * result.height)) as scan:
+        drawn = draw_scan(scan, found, card)
+    write(target, drawn, overwrite=True)
     return Path(target)
+
+
+def draw_scan(scan: Scan, found: Prediction, card: ModelCard) -> Picture:
+    """The picture of a scan with what was found, shrunk if it has more than `preview.PICTURE_PIXELS`; a whole image in memory may
+    be drawn into."""
+    scale, size = picture_size(scan.width, scan.height)
+    if scale < 1:
+        image = _shrunk(scan, scale, size)
+        if _map_shape(found) != size[::-1]:  # a written map is shrunk already
+            found = scaled(found, scale, size)
+    else:
+        image = scan.read(0, 0, scan.width, scan.height)
+    # Where the image is, the picture comes to be: each copy of 50 million pixels takes 150 MB.
+    return draw_prediction(image, found, card.categories, overwrite=True)
 
 
 def _map_shape(found: Prediction) -> tuple[int, ...] | None:
