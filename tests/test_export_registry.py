@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -59,6 +60,8 @@ def test_the_file_answers_like_the_model(name: str, task: Task, tmp_path: Path) 
         return
     torch.manual_seed(0)
     report = export_onnx(model, path)
+    for given in onnx.load(path, load_external_data=False).graph.input:  # or each image would be run beside an empty one
+        assert given.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert report.outputs
     assert all(item.relative <= TOLERANCE for item in report.outputs.values())
     torch.manual_seed(0)

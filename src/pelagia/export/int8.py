@@ -38,15 +38,7 @@ from pelagia.core.scan import open_scan
 from pelagia.data.dataset import Dataset
 from pelagia.decode import DecodeOptions
 from pelagia.errors import ExportError, OptionError
-from pelagia.export.int8_graph import (
-    WEIGHTED,
-    before_outputs,
-    between,
-    fold_constants,
-    join_silu,
-    layers_of_onnx,
-    layers_of_openvino,
-)
+from pelagia.export.int8_graph import fold_constants, in_8_bits, join_silu, layers_of_onnx, layers_of_openvino
 from pelagia.export.onnx import FileKind, check_target
 from pelagia.export.openvino import write_ir
 from pelagia.infer.evaluate import Scores, evaluate
@@ -289,8 +281,7 @@ class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # onnx
 
 def _quantize_onnx(source: Path, inputs: Sequence[Given], card: ModelCard, float_head: bool) -> onnx.ModelProto:
     graph = onnx.load(source)
-    layers, ends = layers_of_onnx(graph)
-    chosen = between(layers) | {name for name, layer in layers.items() if layer.kind in WEIGHTED}
+    chosen = in_8_bits(*layers_of_onnx(graph), float_head=float_head)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         written = Path(folder) / "int8.onnx"
         quantization.quantize_static(
@@ -301,7 +292,7 @@ def _quantize_onnx(source: Path, inputs: Sequence[Given], card: ModelCard, float
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_quantize=sorted(chosen - before_outputs(layers, ends) if float_head else chosen),
+            nodes_to_quantize=sorted(chosen),
         )
         return onnx.load(written)
 
@@ -319,6 +310,7 @@ def _quantize_openvino(source: Path, inputs: Sequence[Given], card: ModelCard, f
     fold_constants(graph, resolve("openvino.passes", purpose="quantize a model for OpenVINO"))
     join_silu(graph, openvino)
     layers, ends = layers_of_openvino(graph)
+    left = sorted(set(layers) - in_8_bits(layers, ends, float_head=float_head))
     try:
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
@@ -328,13 +320,10 @@ def _quantize_openvino(source: Path, inputs: Sequence[Given], card: ModelCard, f
                 preset=nncf.QuantizationPreset.MIXED,  # activations are not symmetric about 0 after SiLU or ReLU
                 subset_size=len(inputs),
                 model_type=nncf.ModelType.TRANSFORMER if card.decoder == "queries" else None,
-                ignored_scope=nncf.IgnoredScope(names=sorted(before_outputs(layers, ends))) if float_head else None,
+                ignored_scope=nncf.IgnoredScope(names=left),
             )
     except RuntimeWarning as error:
-        # Graphs that select by "minus infinity" (two-stage detectors, masked attention): the mean of the ranges overflows.
-        raise ExportError(
-            f"NNCF cannot measure the ranges of this graph ({error}); write it with --format onnx", where=card.name
-        ) from error
+        raise ExportError(f"NNCF cannot measure the ranges of this graph on these images ({error})", where=card.name) from error
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 Weighted layers are, and what lies between them. What follows the last of them on the way to an output, and what picks boxes in
 the middle of a two-stage detector, is arithmetic with coordinates and logits: little work, and 256 steps over an image of 640
-pixels would round each corner to 2.5 pixels.
+pixels would round each corner to 2.5 pixels. Nor have all of these values a range that could be measured: what is not to be
+picked, or not to be attended to, is set to the least number there is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from typing import Any
 
 import onnx
 
-__all__ = ["Layer", "before_outputs", "between", "fold_constants", "join_silu", "layers_of_onnx", "layers_of_openvino"]
+__all__ = [
+    "Layer",
+    "before_outputs",
+    "between",
+    "fold_constants",
+    "in_8_bits",
+    "join_silu",
+    "layers_of_onnx",
+    "layers_of_openvino",
+]
 
 #: Layers with weights, and products of two activations (attention). ONNX Runtime has no 8-bit kernel for ConvTranspose.
 WEIGHTED = frozenset(
@@ -24,9 +34,9 @@ WEIGHTED = frozenset(
 _COMBINING = frozenset(("Add", "Concat", "Mul", "Multiply"))
 _CHANGING = frozenset(
     (
-        *("AveragePool", "AvgPool", "Clamp", "Clip", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Relu", "ReLU", "Sigmoid"),
-        *("FakeQuantize", "Flatten", "Interpolate", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze", "StridedSlice"),
-        *("Swish", "Transpose", "Unsqueeze", "VariadicSplit"),
+        *("AveragePool", "AvgPool", "Clamp", "Clip", "GlobalAveragePool", "LeakyRelu", "MaxPool", "ReduceMean", "Relu", "ReLU"),
+        *("DepthToSpace", "FakeQuantize", "Flatten", "Interpolate", "Pad", "Reshape", "Resize", "Sigmoid", "Slice", "Split"),
+        *("Squeeze", "StridedSlice", "Swish", "Transpose", "Unsqueeze", "VariadicSplit"),
     )
 )
 
@@ -58,6 +68,13 @@ def layers_of_openvino(graph: Any) -> tuple[dict[str, Layer], list[str]]:
         elif kind not in ("Constant", "Parameter"):
             layers[node.get_friendly_name()] = Layer(kind, inputs)
     return layers, ends
+
+
+def in_8_bits(layers: Mapping[str, Layer], ends: Iterable[str], *, float_head: bool) -> set[str]:
+    """The operators whose inputs are rounded: weighted layers and what lies between them, without the last on each way to an
+    output if `float_head`."""
+    chosen = between(layers) | {name for name, layer in layers.items() if layer.kind in WEIGHTED}
+    return chosen - before_outputs(layers, ends) if float_head else chosen
 
 
 def before_outputs(layers: Mapping[str, Layer], ends: Iterable[str]) -> set[str]:

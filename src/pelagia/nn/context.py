@@ -45,7 +45,7 @@ class AtrousPyramid(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         """[B, out, 1, 1]; batch norm of a single value per channel has no variance, so for one image the running one is used."""
         mean = x.mean(dim=(2, 3), keepdim=True)
-        if len(x) > 1 or not self.training:
+        if not self.training or x.shape[0] > 1:
             found: Tensor = self.pooled(mean)
             return found
         conv, norm, _ = self.pooled

@@ -50,7 +50,7 @@ def pool_regions(levels: tuple[Tensor, ...], strides: tuple[int, ...], regions: 
         found = roi_align(features.float(), regions[mine].float(), (size, size), 1 / stride, sampling_ratio=_SAMPLES)
         parts.append(found.to(features.dtype))
     # A region's place among the concatenated parts: its rank by level, then by number.
-    rank = level * len(level) + torch.arange(len(level), device=level.device)
+    rank = level * level.shape[0] + torch.arange(level.shape[0], device=level.device)
     return torch.cat(parts)[rank.argsort().argsort()]
 
 

@@ -201,7 +201,7 @@ class MaskedDecoder(nn.Module):
     def forward(self, levels: list[Tensor], places: list[Tensor], pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Class logits [B, Q, C + 1] and mask logits [B, Q, h, w] of the first queries and after each layer."""
         memories = [x.flatten(2).transpose(1, 2) + self.level[index] for index, x in enumerate(levels)]  # [B, N, D]
-        x = self.queries[None].expand(len(pixels), -1, -1)  # [B, Q, D]
+        x = self.queries[None].expand(pixels.shape[0], -1, -1)  # [B, Q, D]
         logits, masks = [], []
         for index, layer in enumerate([*self.layers, None]):
             answer = self.norm(x)
