@@ -23,7 +23,7 @@ from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_files
 from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.models import checkpoint
-from test_export import scrambled
+from small_models import scrambled
 
 
 def run(*arguments: str) -> int:

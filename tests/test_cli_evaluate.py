@@ -1,54 +1,19 @@
-"""`pelagia evaluate` in all its forms: what it prints, writes and stores."""
+"""`pelagia evaluate` on boxes and masks: what it prints and writes."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-import pelagia
-from pelagia.api import Predictor
-from pelagia.cli import main as cli_main
-from pelagia.cli.evaluate import _Flags, _store
+from evaluating import CLASSES, HEIGHT, WIDTH, document, drawn, panoptic, run, truth_file
 from pelagia.core.image import write
 from pelagia.core.oriented import to_corners
-from pelagia.core.types import Category, Instances, MaskCrop
 from pelagia.data.convert import convert
 from pelagia.data.dataset import Dataset
-from pelagia.errors import OptionError
-from pelagia.infer.assess import AssessOptions
-from pelagia.infer.options import PredictOptions
-from pelagia.infer.predict import predict_files, predict_image
-from pelagia.infer.runtimes import OnnxRuntime
-from pelagia.metrics.scaling import ScoreMap
-from pelagia.models import checkpoint
 from tiny_onnx import tiny_card, write_tiny
-
-WIDTH, HEIGHT = 96, 64
-CLASSES = [Category(3, "red", supercategory="warm"), Category(7, "orange", supercategory="warm"), Category(9, "blue")]
-
-
-def run(*words: str | Path) -> int:
-    with pytest.raises(SystemExit) as stop:
-        cli_main.main([str(word) for word in words])
-    assert isinstance(stop.value.code, int)
-    return stop.value.code
-
-
-def drawn(seed: int) -> Instances:
-    rng = np.random.default_rng(seed)
-    corner, side = rng.integers(0, 40, (6, 2)), rng.integers(8, 24, (6, 2))
-    boxes = np.concatenate([corner, corner + side], axis=1).astype(np.float64)
-    crops = tuple(
-        MaskCrop(int(x), int(y), np.ones((int(h), int(w)), dtype=bool)) for (x, y), (w, h) in zip(corner, side, strict=True)
-    )
-    return Instances(labels=rng.integers(0, 3, 6), boxes=boxes, masks=crops)
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +39,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "good.json").write_text(json.dumps(good))
     (folder / "poor.json").write_text(json.dumps(poor))
     return folder
-
-
-def truth_file(place: Path) -> Path:
-    return next((place / "coco").rglob("*.json"))
-
-
-def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return content
 
 
 def test_a_report_tells_everything(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,165 +261,3 @@ def test_a_prediction_far_outside_its_image_is_one_that_is_wrong(
     content = document(capsys)
     assert content["predictions"] == len(rows)
     assert content["calibration"]["kept_position"] is not None
-
-
-def test_label_images(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for folder in ("images", "masks", "found"):
-        (tmp_path / folder).mkdir()
-    rng = np.random.default_rng(0)
-    for index in range(4):
-        labels = np.zeros((40, 40), dtype=np.uint16)
-        for value in range(1, 5):
-            x, y = rng.integers(0, 32, 2)
-            labels[y : y + 8, x : x + 8] = value
-        Image.fromarray(np.zeros((40, 40), dtype=np.uint8)).save(tmp_path / "images" / f"{index}.png")
-        Image.fromarray(labels).save(tmp_path / "masks" / f"{index}.png")
-        Image.fromarray(np.roll(labels, 1, axis=1) if index else labels).save(tmp_path / "found" / f"{index}.png")
-    truth = tmp_path / "data"
-    truth.mkdir()
-    for folder in ("images", "masks"):
-        (tmp_path / folder).rename(truth / folder)
-    assert run("evaluate", tmp_path / "found", truth, "--json", "--resamples", "20", "--out", tmp_path / "out") == 0
-    content = document(capsys)
-    assert content["images"] == 4
-    assert 0.5 < content["pooled"]["f1"][0] <= 1
-    assert {row["number"] for row in content["intervals"]} >= {"mean accuracy"}
-    assert (tmp_path / "out" / "report.html").is_file()
-    assert run("evaluate", tmp_path / "found", truth) == 0
-    assert "label images" in capsys.readouterr().out
-    words = ("evaluate", tmp_path / "found", truth, "--against", truth / "masks", "--out", tmp_path / "two")
-    assert run(*words) == 0
-    assert "comparison" in capsys.readouterr().out
-    content = json.loads((tmp_path / "two" / "evaluation.json").read_text())
-    rows = {(row["class"], row["number"]): row for row in content["differences"]}
-    assert rows["", "F1@0.5"]["second"] == rows["IoU 0.95", "F1"]["second"] == 1
-    assert rows["IoU 0.95", "F1"]["first"] == pytest.approx(content["pooled"]["f1"][-1])
-    assert rows["IoU 0.95", "F1"]["value"] > 0.5
-    assert "F1 by threshold" in (tmp_path / "two" / "report.html").read_text()
-    assert run("evaluate", tmp_path / "found", truth, "--task", "semantic") == 1
-    assert "--task instance" in capsys.readouterr().err
-
-
-def test_semantic_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rng = np.random.default_rng(0)
-    for folder in ("data/images", "data/semantic", "found"):
-        (tmp_path / folder).mkdir(parents=True)
-    for index in range(3):
-        labels = (rng.random((6, 6)) < 0.5).astype(np.uint8).repeat(6, axis=0).repeat(6, axis=1)
-        wrong = labels.copy()
-        wrong[:3] = 1 - wrong[:3]
-        Image.fromarray(np.zeros((36, 36), dtype=np.uint8)).save(tmp_path / "data" / "images" / f"{index}.png")
-        Image.fromarray(labels).save(tmp_path / "data" / "semantic" / f"{index}.png")
-        Image.fromarray(wrong).save(tmp_path / "found" / f"{index}.png")
-    words = ("evaluate", tmp_path / "found", tmp_path / "data", "--task", "semantic", "--compare", "semantic")
-    assert run(*words, "--json", "--resamples", "20", "--out", tmp_path / "out") == 0
-    content = document(capsys)
-    assert content["pixel_accuracy"] == pytest.approx(33 / 36)
-    assert any(row["number"] == "mIoU" for row in content["intervals"])
-    assert run(*words, "--json", "--against", tmp_path / "data" / "semantic", "--resamples", "200") == 0
-    rows = {(row["class"], row["number"]): row for row in document(capsys)["differences"]}
-    row = rows["", "pixel accuracy"]
-    assert (row["first"], row["second"]) == pytest.approx((33 / 36, 1))
-    assert row["low"] > 0
-    names = [item["name"] for item in content["classes"]]
-    assert {(name, number) for name in names for number in ("IoU", "Dice", "boundary F")} <= rows.keys()
-    assert {"report.html", "confusion.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
-
-
-def panoptic(folder: Path, name: str, shift: int) -> Path:
-    (folder / name).mkdir()
-    annotations = []
-    for index in range(3):
-        ids = np.zeros((30, 30), dtype=np.int64)
-        ids[:15] = 1
-        ids[18 + index : 28 + index, 5 + shift : 15 + shift] = 300
-        colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
-        Image.fromarray(colours).save(folder / name / f"{index}.png")
-        segments = [{"id": 1, "category_id": 5, "iscrowd": 0}, {"id": 300, "category_id": 2, "iscrowd": 0}]
-        annotations.append({"image_id": index, "file_name": f"{index}.png", "segments_info": segments})
-    content = {
-        "images": [{"id": index, "file_name": f"{index}.jpg", "width": 30, "height": 30} for index in range(3)],
-        "categories": [{"id": 2, "name": "fish", "isthing": 1}, {"id": 5, "name": "water", "isthing": 0}],
-        "annotations": annotations,
-    }
-    (folder / f"{name}.json").write_text(json.dumps(content))
-    return folder / f"{name}.json"
-
-
-def test_panoptic_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    truth, found = panoptic(tmp_path, "truth", 0), panoptic(tmp_path, "found", 2)
-    assert run("evaluate", found, truth, "--resamples", "20", "--out", tmp_path / "out") == 0
-    text = capsys.readouterr().out
-    assert "PQ" in text
-    assert "interval" in text
-    assert (tmp_path / "out" / "report.html").is_file()
-    assert run("evaluate", found, truth, "--against", truth, "--json", "--resamples", "50") == 0
-    rows = {(row["class"], row["number"]): row for row in document(capsys)["differences"]}
-    assert rows["", "PQ"]["second"] == rows["fish", "PQ"]["second"] == 1
-    assert rows["fish", "SQ"]["value"] > 0.1
-    assert rows["water", "PQ"]["value"] == 0
-    assert run("evaluate", truth, truth, "--json") == 0
-    assert "1.0" in capsys.readouterr().out
-
-
-def test_tiles_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    items = []
-    for name, width in (("small", 64), ("wide", 200)):
-        path = tmp_path / "images" / f"{name}.png"
-        write(path, np.zeros((64, width, 3), dtype=np.uint8))
-        items.append((path, (width, 64), Instances(labels=np.array([0]), boxes=np.array([[8.0, 8, 16, 16]]))))
-    convert(Dataset.from_instances(tiny_card().categories, items, task="detect"), tmp_path / "coco", "coco")
-    model = write_tiny(tmp_path / "m.onnx")
-    told = "1 of 2 images are predicted in tiles of 64 x 64 pixels that overlap by 13, as `predict` does; --no-tiled"
-    for words, count in (((), 1), (("--no-tiled",), 0)):
-        assert run("evaluate", model, truth_file(tmp_path), *words) == 0
-        error = capsys.readouterr().err
-        assert error.count(told) == count
-        assert error.count(" in tiles of ") == count
-
-
-def test_calibrated_scores(tmp_path: Path) -> None:
-    image = np.zeros((64, 64, 3), dtype=np.uint8)
-    image[8:16, 16:24, 0] = 140
-    write(tmp_path / "a.png", image)
-    fitted = ScoreMap("temperature", {"temperature": 4.0})
-    raw = OnnxRuntime(write_tiny(tmp_path / "raw.onnx"), threads=1)
-    card = replace(tiny_card(), calibration=fitted.to_dict())
-    mapped = OnnxRuntime(write_tiny(tmp_path / "mapped.onnx", card), threads=1)
-    plain, options = predict_image(raw, image), PredictOptions(calibrated=True)
-    assert plain.scores is not None
-    assert 0.5 < plain.scores[0] < 1
-    expected = fitted.apply(plain.scores)
-    assert expected[0] < plain.scores[0] - 0.05
-    np.testing.assert_allclose(predict_image(mapped, image, options).scores, expected)
-    found = next(predict_files(mapped, [tmp_path / "a.png"], options)).found
-    assert found is not None
-    np.testing.assert_allclose(found.scores, expected)
-    np.testing.assert_allclose(predict_image(mapped, image).scores, plain.scores)
-    with pytest.raises(OptionError, match="--save-calibration"):
-        predict_image(raw, image, options)
-
-
-def test_thresholds_and_calibration_are_stored(tmp_path: Path) -> None:
-    model = pelagia.create_model("yolo11n", [category.name for category in CLASSES], input_size=64)
-    checkpoint.save(tmp_path / "m.safetensors", model, model.card)
-    items = [(tmp_path / f"{index}.png", (WIDTH, HEIGHT), drawn(index).replace(masks=None)) for index in range(20)]
-    data = Dataset.from_instances(CLASSES, items, task="detect")
-    rng, found = np.random.default_rng(0), []
-    for index in range(20):
-        truth = data.truth(index)
-        right = rng.random(len(truth)) < 0.7
-        scores = np.where(right, rng.uniform(0.3, 1, len(truth)), rng.uniform(0, 0.8, len(truth)))
-        found.append(truth.replace(boxes=truth.box_array + np.where(right, 0, 60)[:, None], scores=scores, areas=None))
-    predictor, before = pelagia.load(tmp_path / "m.safetensors"), checkpoint.read(tmp_path / "m.safetensors")[0]
-    flags = _Flags(save_thresholds=True, save_calibration="platt")
-    _store(predictor, data, found, flags, AssessOptions(threshold="count"))
-    tensors, card, _ = checkpoint.read(tmp_path / "m.safetensors")
-    assert set(card.thresholds) == {"red", "orange", "blue"}
-    fitted = ScoreMap.from_dict(card.calibration)
-    assert fitted.kind == "platt"
-    assert fitted.class_names == ("red", "orange", "blue")
-    assert all(torch.equal(tensors[name], before[name]) for name in before)
-    exported = OnnxRuntime(write_tiny(tmp_path / "m.onnx"), threads=1)
-    with pytest.raises(OptionError, match="safetensors"):
-        _store(Predictor(exported, tmp_path / "m.onnx"), data, found, flags, AssessOptions())

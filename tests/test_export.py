@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,71 +10,27 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
 
-from pelagia.api import Predictor, create_model, load
+from pelagia.api import Predictor, load
 from pelagia.cli import main as cli_main
 from pelagia.core import boxes, masks
-from pelagia.core.image import image_size
-from pelagia.core.types import Category, Instances
 from pelagia.data.synthetic import draw_image
 from pelagia.errors import ExportError, OptionError
 from pelagia.export import onnx as export_module
-from pelagia.export.onnx import TOLERANCE, check_agreement, export_onnx
+from pelagia.export.onnx import TOLERANCE, ExportReport, check_agreement, export_onnx
 from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime
 from pelagia.models import checkpoint
 from pelagia.models.model import Model
-from pelagia.models.regions.faster_rcnn import TwoStage
-from pelagia.models.registry import entry
 from pelagia.models.runtime import TorchRuntime
-
-SIZE = (64, 96)
-
-
-def scrambled(task: Any) -> Model:
-    """A small model whose weights and running statistics are far from their start, so that fusing them wrongly shows."""
-    torch.manual_seed(0)
-    points = ("left", "right") if task == "keypoints" else ()
-    classes = [Category(number, name, keypoints=points) for number, name in enumerate("abc", 1)]
-    model = create_model("yolo11n", classes, task=task, input_size=SIZE, options=dict(entry("yolo11n").tiny))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.2)
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            nn.init.normal_(module.running_mean, 0, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    model.card = replace(model.card, thresholds={"a": 0.5}, licence="CC-BY-4.0")
-    return model.eval()
-
-
-def label_what_is_found(model: Model, folder: Path, paths: list[Path]) -> Path:
-    """COCO labels of small images that are what `model` finds in them, so that its AP is near 1 and that of another lower."""
-    images, annotations = [], []
-    predictor = Predictor(TorchRuntime(model))
-    for number, path in enumerate(paths):
-        width, height = image_size(path)
-        images.append({"id": number, "file_name": path.name, "width": width, "height": height})
-        found = predictor.predict(path, score=0.001, nms_iou=0.7, most=40)
-        assert isinstance(found, Instances)
-        for (x1, y1, x2, y2), label in zip(found.box_array.tolist(), found.labels.tolist(), strict=True):
-            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
-            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label + 1, **box})
-    assert len(annotations) > 40
-    categories = [{"id": item.id, "name": item.name} for item in model.card.categories]
-    (folder / "labels.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return folder / "labels.json"
+from small_models import SIZE, exported_file, scrambled, two_stage
 
 
 @pytest.fixture(scope="module", params=["detect", "oriented", "instance", "keypoints"])
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path, Any]:
-    model = scrambled(request.param)
-    path = tmp_path_factory.mktemp("export") / "m.onnx"
-    return model, path, export_onnx(model, path)
+def exported(request: pytest.FixtureRequest) -> tuple[Model, Path, ExportReport]:
+    return exported_file("yolo11n", request.param)
 
 
-def test_raw_outputs_are_equal_for_every_batch(exported: tuple[Model, Path, Any]) -> None:
+def test_raw_outputs_are_equal_for_every_batch(exported: tuple[Model, Path, ExportReport]) -> None:
     model, path, report = exported
     runtime = OnnxRuntime(path, threads=1)
     extra = {"oriented": {"angles"}, "instance": {"coefficients", "prototypes"}, "keypoints": {"keypoints"}}
@@ -89,7 +44,7 @@ def test_raw_outputs_are_equal_for_every_batch(exported: tuple[Model, Path, Any]
             np.testing.assert_allclose(value, expected[name].numpy(), rtol=1e-3, atol=1e-3)
 
 
-def test_the_card_is_in_the_file(exported: tuple[Model, Path, Any]) -> None:
+def test_the_card_is_in_the_file(exported: tuple[Model, Path, ExportReport]) -> None:
     model, path, report = exported
     assert OnnxRuntime(path, threads=1).card == model.card
     graph = onnx.load(path)
@@ -100,7 +55,7 @@ def test_the_card_is_in_the_file(exported: tuple[Model, Path, Any]) -> None:
     json.dumps(report.to_dict())
 
 
-def test_the_model_is_left_as_it_was(exported: tuple[Model, Path, Any]) -> None:
+def test_the_model_is_left_as_it_was(exported: tuple[Model, Path, ExportReport]) -> None:
     model, _, _ = exported
     fresh = scrambled(model.card.task)
     for (name, value), (other, wanted) in zip(model.state_dict().items(), fresh.state_dict().items(), strict=True):
@@ -109,7 +64,7 @@ def test_the_model_is_left_as_it_was(exported: tuple[Model, Path, Any]) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_predictions_are_alike(exported: tuple[Model, Path, Any]) -> None:
+def test_predictions_are_alike(exported: tuple[Model, Path, ExportReport]) -> None:
     model, path, _ = exported
     image = draw_image(np.random.default_rng(0), 300, 200).image
     # Scrambled scores are often equal to the last digit, so which of two suppresses the other is chance: none does.
@@ -179,29 +134,15 @@ def test_another_ending_is_refused_before_the_work(tmp_path: Path, capsys: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
 
 
-def two_stage(name: str, task: Any, **options: Any) -> TwoStage:
-    """A tiny two-stage detector whose scores are spread."""
-    torch.manual_seed(0)
-    points = {"keypoints": ("left", "right", "tail")} if task == "keypoints" else {}
-    classes = [Category(index, str(index), **points) for index in range(3)]
-    model = create_model(name, classes, task=task, input_size=SIZE, options={**entry(name).tiny, **options})
-    assert isinstance(model, TwoStage)
-    with torch.no_grad():  # or all scores are alike
-        for layer in (model.rpn.objectness, model.rpn.offsets, *model.box_head.classes.values()):
-            layer.weight.mul_(20)
-    return model.eval()
-
-
 @pytest.mark.parametrize(("name", "task"), [("faster-rcnn", "detect"), ("mask-rcnn", "instance"), ("keypoint-rcnn", "keypoints")])
-def test_two_stage_graphs_suppress_and_pool(name: str, task: Any, tmp_path: Path) -> None:
-    model = two_stage(name, task)
-    report = export_onnx(model, tmp_path / "m.onnx")
+def test_two_stage_graphs_suppress_and_pool(name: str, task: Any) -> None:
+    model, path, report = exported_file(name, task)
     extra = {"instance": {"masks"}, "keypoints": {"heatmaps"}}.get(task, set())
     assert set(report.outputs) == {"boxes", "scores", "labels"} | extra
     assert all(item.relative <= TOLERANCE for item in report.outputs.values())
-    kinds = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert {"NonMaxSuppression", "RoiAlign"} <= kinds
-    found = OnnxRuntime(tmp_path / "m.onnx", threads=1).run(np.zeros((2, 3, *SIZE), dtype=np.float32))
+    found = OnnxRuntime(path, threads=1).run(np.zeros((2, 3, *SIZE), dtype=np.float32))
     assert found["boxes"].shape == (2, 20, 4)
     with torch.inference_mode():
         assert int((model(torch.rand(2, 3, *SIZE))["scores"] > 0).sum()) >= 20
@@ -221,8 +162,8 @@ def test_of_equal_anchors_the_graph_proposes_those_of_the_model(tmp_path: Path) 
 def test_two_stage_graphs_that_differ_are_refused(tmp_path: Path) -> None:
     """A constant added to one answer of either stage, then taken away."""
     model = two_stage("faster-rcnn", "detect")
-    export_onnx(model, tmp_path / "m.onnx")
-    runtime = OnnxRuntime(tmp_path / "m.onnx", threads=1)
+    _, path, _ = exported_file("faster-rcnn", "detect")  # of the same weights
+    runtime = OnnxRuntime(path, threads=1)
     for part in ("rpn.objectness", "rpn.offsets", "box_head.classes.logits", "box_head.classes.offsets"):
         bias = model.get_parameter(f"{part}.bias")
         kept = bias.detach().clone()

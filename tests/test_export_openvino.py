@@ -25,7 +25,7 @@ from pelagia.data.synthetic import draw_image, draw_survey, open_survey
 from pelagia.errors import ExportError, OptionError
 from pelagia.export import int8 as int8_module
 from pelagia.export import int8_graph
-from pelagia.export.int8 import calibration_inputs, export_int8
+from pelagia.export.int8 import Int8Report, calibration_inputs, export_int8
 from pelagia.export.onnx import TOLERANCE, Difference, FileKind, export_onnx
 from pelagia.export.openvino import export_openvino, write_ir
 from pelagia.infer.openvino_runtime import OpenVinoRuntime, openvino_core
@@ -33,17 +33,17 @@ from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.models import checkpoint, registry
 from pelagia.models.model import Model
 from pelagia.models.runtime import TorchRuntime
-from test_export import label_what_is_found, scrambled, two_stage
+from small_models import exported_file, label_what_is_found, two_stage
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return scrambled("detect")
+    return exported_file("yolo11n", "detect")[0]
 
 
 @pytest.fixture(scope="module")
-def source(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_onnx(model, tmp_path_factory.mktemp("int8") / "float.onnx").path
+def source() -> Path:
+    return exported_file("yolo11n", "detect")[1]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,14 @@ def data(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(data: Path) -> Dataset:
     return open_dataset(data, task="detect")
+
+
+@pytest.fixture(scope="module")
+def written(source: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[FileKind, Int8Report]:
+    """An 8-bit file of each kind."""
+    folder = tmp_path_factory.mktemp("written")
+    names: dict[FileKind, str] = {"onnx": "m.onnx", "openvino": "m.xml"}
+    return {kind: export_int8(source, folder / name, dataset, kind, max_drop=1.0, show=False) for kind, name in names.items()}
 
 
 def test_an_ir_answers_like_the_model_and_carries_its_card(model: Model, tmp_path: Path) -> None:
@@ -131,9 +139,9 @@ def test_the_command_never_replaces_the_checkpoint(
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_an_8_bit_file_is_scored_and_smaller(kind: FileKind, source: Path, dataset: Dataset, tmp_path: Path) -> None:
-    path = tmp_path / ("m.onnx" if kind == "onnx" else "m.xml")
-    report = export_int8(source, path, dataset, kind, max_drop=1.0, show=False)
+def test_an_8_bit_file_is_scored_and_smaller(kind: FileKind, written: dict[FileKind, Int8Report], dataset: Dataset) -> None:
+    report = written[kind]
+    path = report.path
     assert report.score == "AP"
     assert report.before > 0.5
     assert report.after == pytest.approx(report.before - report.drop)
@@ -165,11 +173,11 @@ def test_too_great_a_loss_is_refused_after_the_last_layers_were_tried_in_float(
     heads: list[bool] = []
     scores = iter([0.9, 0.6, 0.85])
     monkeypatch.setattr(int8_module, "score_of", lambda result: ("AP", next(scores)))
-    right = int8_module._quantize
 
-    def watched(*args: Any, float_head: bool) -> Any:
+    def watched(source: Path, kind: FileKind, *_: Any, float_head: bool) -> Any:
+        """What is quantized is seen in `test_int8_families`."""
         heads.append(float_head)
-        return right(*args, float_head=float_head)
+        return onnx.load(source) if kind == "onnx" else openvino_core().read_model(str(source))
 
     monkeypatch.setattr(int8_module, "_quantize", watched)
     with pytest.raises(ExportError, match=r"falls from 0.9000 to 0.6000 .* and 0.8500 with the last layers in float"):
@@ -289,14 +297,13 @@ def test_calibration_sees_what_prediction_sees(name: str, model: Model, dataset:
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_8_bit_outputs_stay_near_the_float_ones_and_repeat(
-    kind: FileKind, source: Path, dataset: Dataset, tmp_path: Path
+    kind: FileKind, source: Path, written: dict[FileKind, Int8Report], dataset: Dataset, tmp_path: Path
 ) -> None:
-    ending = ".onnx" if kind == "onnx" else ".xml"
-    for turn in ("first", "second"):
-        export_int8(source, tmp_path / turn / f"m{ending}", dataset, kind, max_drop=1.0, show=False)
-    for path in (tmp_path / "first").iterdir():
-        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
-    floats, runtime = OnnxRuntime(source), int8_module._open(tmp_path / "first" / f"m{ending}", kind)
+    first = written[kind].path
+    export_int8(source, tmp_path / first.name, dataset, kind, max_drop=1.0, show=False)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == first.with_name(path.name).read_bytes(), path.name
+    floats, runtime = OnnxRuntime(source), int8_module._open(first, kind)
     for given in calibration_inputs(dataset, floats, 4):
         found = runtime.run(given["images"])
         for name, value in floats.run(given["images"]).items():
@@ -304,10 +311,9 @@ def test_8_bit_outputs_stay_near_the_float_ones_and_repeat(
             assert 1e-4 < error < 0.2, (name, error)
 
 
-def test_depthwise_layers_have_a_scale_a_channel(source: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_depthwise_layers_have_a_scale_a_channel(written: dict[FileKind, Int8Report]) -> None:
     """Or OpenVINO computes them in float."""
-    export_int8(source, tmp_path / "m.xml", dataset, "openvino", max_drop=1.0, show=False)
-    nodes = openvino_core().read_model(tmp_path / "m.xml").get_ops()
+    nodes = openvino_core().read_model(written["openvino"].path).get_ops()
     depthwise = [node for node in nodes if node.get_type_name() == "GroupConvolution"]
     assert len(depthwise) == 7  # two for each grid's classes, one in the attention
     for node in depthwise:
@@ -319,16 +325,15 @@ def test_depthwise_layers_have_a_scale_a_channel(source: Path, dataset: Dataset,
 
 
 def test_what_cannot_be_made_8_bit_is_refused(
-    source: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, written: dict[FileKind, Int8Report], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign = write_foreign(tmp_path / "foreign.onnx", properties())
     with pytest.raises(ExportError, match="of `pelagia export`"):
         export_int8(foreign, tmp_path / "m.onnx", dataset, show=False)
     with pytest.raises(OptionError, match=r"ends with .xml"):
         export_int8(source, tmp_path / "m.onnx", dataset, "openvino", show=False)
-    export_int8(source, tmp_path / "m.onnx", dataset, max_drop=1.0, show=False)
     with pytest.raises(ExportError, match="8-bit layers already"):
-        export_int8(tmp_path / "m.onnx", tmp_path / "again.onnx", dataset, max_drop=1.0, show=False)
+        export_int8(written["onnx"].path, tmp_path / "again.onnx", dataset, max_drop=1.0, show=False)
     monkeypatch.setattr(int8_module, "score_of", lambda result: ("AP", 0.01))
     with pytest.raises(ExportError, match=r"the model has AP 0.0100 on these 4 images"):
         export_int8(source, tmp_path / "again.onnx", dataset, show=False)

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 
-from pelagia.api import create_model, open_dataset
+from pelagia.api import open_dataset
 from pelagia.core.image import write
-from pelagia.core.types import Category
 from pelagia.data.dataset import Dataset
 from pelagia.data.synthetic import draw_image, draw_survey, open_survey
 from pelagia.errors import ExportError
@@ -21,9 +19,7 @@ from pelagia.export.int8 import calibration_inputs, export_int8
 from pelagia.export.onnx import FileKind, export_onnx
 from pelagia.infer.openvino_runtime import openvino_core
 from pelagia.infer.runtimes import OnnxRuntime
-from pelagia.models.regions.faster_rcnn import TwoStage
-from pelagia.models.registry import entry
-from test_export import SIZE, label_what_is_found
+from small_models import exported_file, label_what_is_found
 from test_export_registry import scrambled
 
 KINDS: tuple[tuple[FileKind, str], ...] = (("onnx", "m.onnx"), ("openvino", "m.xml"))
@@ -33,18 +29,11 @@ KINDS: tuple[tuple[FileKind, str], ...] = (("onnx", "m.onnx"), ("openvino", "m.x
 def two_stage_source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
     """A random two-stage detector, and images labelled with what it finds in them."""
     folder = tmp_path_factory.mktemp("two-stage")
-    torch.manual_seed(0)
-    classes = [Category(number, str(number)) for number in range(1, 4)]
-    model = create_model("faster-rcnn", classes, task="detect", input_size=SIZE, options=dict(entry("faster-rcnn").tiny)).eval()
-    assert isinstance(model, TwoStage)
-    with torch.no_grad():  # or all scores are alike
-        for layer in (model.rpn.objectness, model.rpn.offsets, *model.box_head.classes.values()):
-            layer.weight.mul_(20)
+    model, source, _ = exported_file("faster-rcnn", "detect")
     paths = [folder / f"{number}.png" for number in range(4)]
     for number, path in enumerate(paths):
         write(path, draw_image(np.random.default_rng(number), 120, 90).image)
-    data = open_dataset(label_what_is_found(model, folder, paths), task="detect")
-    return export_onnx(model, folder / "float.onnx").path, data
+    return source, open_dataset(label_what_is_found(model, folder, paths), task="detect")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +99,19 @@ def test_masked_attention_answers_alike_in_both_runtimes(masked_attention_source
     assert sum(not rounded for rounded in layers["openvino"].values()) <= 5
     assert set(layers["openvino"]) <= set(layers["onnx"])
     assert len(layers["openvino"]) > 60
+
+
+def test_the_last_layers_stay_in_float_in_both_files(two_stage_source: tuple[Path, Dataset], tmp_path: Path) -> None:
+    """Of a two-stage detector also those that place its proposals: a box is its proposal, moved."""
+    source, data = two_stage_source
+    floats = OnnxRuntime(source, threads=1)
+    given = calibration_inputs(data, floats, 1)
+    for kind, name in KINDS:
+        int8._write(int8._quantize(source, kind, given, floats.card, float_head=True), tmp_path / name, kind, floats.card)
+    last = int8_graph.before_outputs(*int8_graph.layers_of_onnx(onnx.load(source)))
+    wanted = {name: name not in last for name in weighted_layers(source)}
+    assert 10 < sum(wanted.values()) < len(wanted) - 10
+    assert weighted_layers(tmp_path / "m.onnx") == weighted_layers(tmp_path / "m.xml") == wanted
 
 
 def test_ranges_that_overflow_are_refused(two_stage_source: tuple[Path, Dataset]) -> None:
