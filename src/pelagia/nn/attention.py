@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
 def _as_map(tokens: Tensor, height: int, width: int) -> Tensor:
     """[B, h, N, d] -> [B, h d, H, W], whose channels come last in memory."""
-    return tokens.transpose(1, 2).reshape(len(tokens), height, width, -1).permute(0, 3, 1, 2)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
 
 class PSABlock(nn.Module):
