@@ -109,7 +109,7 @@ async function show() {
   picture.hidden = false;
   count();
   const name = video ? "camera" : item.file;
-  say(`${name}, ${item.width} x ${item.height} pixels: ${Math.round(last.took)} ms, ${Math.round(last.work)} ms of them the model's work`);
+  say(`${name}, ${item.width} x ${item.height} pixels: ${Math.round(last.took)} ms, ${Math.round(last.work)} ms of them in the service`);
 }
 
 function cell(kind, text, colour) {
