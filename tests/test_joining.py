@@ -57,7 +57,7 @@ def test_two_views_of_two_overlapping_objects_stay_two() -> None:
 
 def test_a_sliver_of_another_class_goes_and_another_class_beside_it_stays() -> None:
     tiles = [Tile(0, 0, 100, 100), Tile(60, 0, 100, 100)]
-    sliver = Instances(labels=np.array([1]), boxes=np.array([[62.0, 20, 100, 40]]), scores=np.array([0.9]))
+    sliver = Instances(labels=np.array([1]), boxes=np.array([[60.5, 20, 100, 40]]), scores=np.array([0.9]))
     whole = Instances(labels=np.array([0]), boxes=np.array([[61.5, 19, 110, 41]]), scores=np.array([0.5]))
     assert join([sliver, whole], tiles, (160, 100), margin=1.0).labels.tolist() == [0]
     beside = whole.replace(boxes=np.array([[61.5, 50, 110, 70]]))
@@ -73,7 +73,7 @@ def test_each_place_has_one_judge() -> None:
     nothing = Instances.empty(scores=True)
     assert len(join([view(90), nothing], tiles, (160, 100), margin=1.0)) == 0
     assert len(join([nothing, view(70)], tiles, (160, 100), margin=1.0)) == 0
-    assert len(join([view(81), nothing], tiles, (160, 100), margin=1.0)) == 1
+    assert len(join([view(80.4), nothing], tiles, (160, 100), margin=1.0)) == 1
     assert len(join([view(70), view(90)], tiles, (160, 100), margin=1.0)) == 2
 
 

@@ -1,4 +1,4 @@
-"""A trained detector on tiles finds what it finds on the whole image: AP50 within 0.01, the count within 1 %."""
+"""A trained model on tiles finds what it finds on the whole image: boxes and masks, AP50 within 0.01, the count within 1 %."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 from numpy.typing import NDArray
 
 from pelagia.core.card import ModelCard
-from pelagia.core.types import Instances
+from pelagia.core.types import Instances, Prediction, Task
 from pelagia.data.augment import AugmentOptions
-from pelagia.data.open import open_dataset
-from pelagia.data.synthetic import SurveyOptions, categories, draw_image, draw_survey
+from pelagia.data.synthetic import SurveyOptions, categories, draw_image, draw_survey, open_survey
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
 from pelagia.infer.runtimes import Runtime
 from pelagia.infer.views import lay, tile_size
 from pelagia.metrics import evaluate_detection
+from pelagia.metrics.objects import Kind
 from pelagia.models import checkpoint
 from pelagia.models.runtime import TorchRuntime
 from pelagia.train.loop import train
@@ -41,13 +41,46 @@ class Whole:
         return self._runtime.run(images)
 
 
+#: What a network sees around an object moves its score, and tiles show less of it: after a short training one object in ten so
+#: crosses its threshold, half of them each way. That is a standard deviation of 0.5 % of the count over 60 scans, 1.7 % over 5.
+SCANS = 60
+
+KINDS: dict[Task, Kind] = {"detect": "boxes", "instance": "masks"}
+
+
 @pytest.mark.slow
-def test_tiles_equal_the_whole_for_a_trained_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    survey = draw_survey(tmp_path / "survey", 260, 0, width=SIDE, height=SIDE)
+@pytest.mark.parametrize("task", KINDS)
+def test_tiles_equal_the_whole_for_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], task: Task) -> None:
+    kind = KINDS[task]
+    survey = SurveyOptions()
+    runtime = trained(tmp_path, task)
+    truths, tiled, whole, counts = [], [], [], []
+    tiles = lay(runtime.card, (WIDTH, HEIGHT), tile_size(runtime.card, PredictOptions()), PredictOptions())
+    for seed in range(SCANS):
+        rng = np.random.default_rng([9, seed])
+        # Of five scans two have organisms on seams, on corners of four tiles and in touching pairs of one class.
+        places = None if seed % 5 < 3 else on_seams(rng, tiles, (WIDTH, HEIGHT), 60, len(survey.taxa), 55.0)
+        drawing = draw_image(rng, WIDTH, HEIGHT, survey, places=places)
+        truths.append(only(drawing.truth, kind))
+        weak = PredictOptions(score=0.01)
+        tiled.append(objects(predict_image(runtime, drawing.image, replace(weak, tiling="always"))))
+        whole.append(objects(predict_image(Whole(runtime), drawing.image, replace(weak, tiling="never"))))
+        counts.append([counting(runtime, item) for item in (tiled[-1], whole[-1])])
+    scores = [evaluate_detection(truths, found, categories(survey), kind=kind).ap50_all for found in (tiled, whole)]
+    total = np.sum(counts, axis=0)
+    with capsys.disabled():
+        sys.stdout.write(f"{kind}: AP50 on tiles {scores[0]:.4f}, whole {scores[1]:.4f}; counted {total[0]} and {total[1]}\n")
+    assert scores[1] > 0.55  # else the comparison says little
+    assert abs(scores[0] - scores[1]) <= 0.01
+    assert abs(total[0] - total[1]) <= 0.01 * total[1]
+
+
+def trained(folder: Path, task: Task) -> Runtime:
+    draw_survey(folder / "survey", 260, 0, width=SIDE, height=SIDE)
     options = TrainOptions(
         model="yolo11n",
-        task="detect",
-        out=str(tmp_path / "run"),
+        task=task,
+        out=str(folder / "run"),
         epochs=24,
         imgsz=SIDE,
         seed=0,
@@ -55,27 +88,18 @@ def test_tiles_equal_the_whole_for_a_trained_detector(tmp_path: Path, capsys: py
         val_every=4,
         augment=AugmentOptions(flip_ud=0.5, quarter_turn=0.5),
     )
-    run = train(options, open_dataset(survey, task="detect"), quiet=True)
-    runtime = TorchRuntime(checkpoint.load(run.folder / "best.safetensors"))
-    truths, tiled, whole, counts = [], [], [], []
-    tiles = lay(runtime.card, (WIDTH, HEIGHT), tile_size(runtime.card, PredictOptions()), PredictOptions())
-    for seed in range(5):
-        rng = np.random.default_rng([9, seed])
-        # Three scans as they come, two with organisms on seams, on corners of four tiles and in touching pairs of one class.
-        places = None if seed < 3 else on_seams(rng, tiles, (WIDTH, HEIGHT), 60, len(SurveyOptions().taxa), 55.0)
-        drawing = draw_image(rng, WIDTH, HEIGHT, places=places)
-        truths.append(replace(drawing.truth, masks=None, oriented=None, keypoints=None))
-        weak = PredictOptions(score=0.01)
-        tiled.append(predict_image(runtime, drawing.image, replace(weak, tiling="always")))
-        whole.append(predict_image(Whole(runtime), drawing.image, replace(weak, tiling="never")))
-        counts.append([counting(runtime, item) for item in (tiled[-1], whole[-1])])
-    scores = [evaluate_detection(truths, found, categories(SurveyOptions())).ap50_all for found in (tiled, whole)]
-    total = np.sum(counts, axis=0)
-    with capsys.disabled():
-        sys.stdout.write(f"AP50 on tiles {scores[0]:.4f}, whole {scores[1]:.4f}; counted {total[0]} and {total[1]}\n")
-    assert scores[1] > 0.6
-    assert abs(scores[0] - scores[1]) <= 0.01
-    assert abs(total[0] - total[1]) <= 0.01 * total[1]
+    run = train(options, open_survey(folder / "survey", task), quiet=True)
+    return TorchRuntime(checkpoint.load(run.folder / "best.safetensors"))
+
+
+def only(truth: Instances, kind: Kind) -> Instances:
+    """The objects with what is compared alone."""
+    return truth.replace(masks=truth.masks if kind == "masks" else None, oriented=None, keypoints=None)
+
+
+def objects(found: Prediction) -> Instances:
+    assert isinstance(found, Instances)
+    return found
 
 
 def counting(runtime: Runtime, found: Instances) -> int:
