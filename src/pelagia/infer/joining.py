@@ -50,8 +50,8 @@ CUT_MARGIN = 0.01
 _SAME_IOU = 0.5
 
 #: Width of the band in which two tiles count, in margins (1 % of a tile's side in prediction). What lies in it has two chances to
-#: be found: of 2,779 objects that a trained network counts on whole images 4 margins made 0.9 % more, 1 makes 0.2 % more, and
-#: without a band, where two views may each leave an object to the other, 0.6 % are lost.
+#: be found: where a trained detector counts 3,509 objects on whole images, tiles count 1.0 % more with 4 margins, 0.6 % with 1,
+#: and 0.5 % without a band, where two views may each leave an object to the other (AP50 0.9463, 0.9462, 0.9435).
 _BAND = 1.0
 
 #: A cut view belongs to a whole one that holds at least this share of it; so does, in the common area, a piece to a larger one.
