@@ -21,16 +21,14 @@ from pelagia.models.model import Model
 from pelagia.models.regions.faster_rcnn import TwoStage
 from pelagia.models.registry import entry
 from pelagia.models.runtime import TorchRuntime
+from test_models_battery import make
 
 SIZE = (64, 96)
+REGIONS = ("faster-rcnn", "mask-rcnn", "keypoint-rcnn")
 
 
-def scrambled(task: Any) -> Model:
-    """A small model whose weights and running statistics are far from their start, so that fusing them wrongly shows."""
-    torch.manual_seed(0)
-    points = ("left", "right") if task == "keypoints" else ()
-    classes = [Category(number, name, keypoints=points) for number, name in enumerate("abc", 1)]
-    model = create_model("yolo11n", classes, task=task, input_size=SIZE, options=dict(entry("yolo11n").tiny))
+def scramble_norms(model: nn.Module) -> None:
+    """Weights and running statistics far from their start, so that folding them wrongly shows."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -39,6 +37,15 @@ def scrambled(task: Any) -> Model:
             assert module.running_var is not None
             nn.init.normal_(module.running_mean, 0, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
+
+
+def scrambled(task: Any) -> Model:
+    """A small model whose weights and running statistics are far from their start, so that fusing them wrongly shows."""
+    torch.manual_seed(0)
+    points = ("left", "right") if task == "keypoints" else ()
+    classes = [Category(number, name, keypoints=points) for number, name in enumerate("abc", 1)]
+    model = create_model("yolo11n", classes, task=task, input_size=SIZE, options=dict(entry("yolo11n").tiny))
+    scramble_norms(model)
     model.card = replace(model.card, thresholds={"a": 0.5}, licence="CC-BY-4.0")
     return model.eval()
 
@@ -62,23 +69,37 @@ def label_what_is_found(model: Model, folder: Path, paths: list[Path]) -> Path:
 
 
 def two_stage(name: str, task: Any, **options: Any) -> TwoStage:
-    """A tiny two-stage detector whose scores are spread."""
+    """A tiny two-stage detector whose scores are spread, and whose norms are far from their start."""
     torch.manual_seed(0)
     points = {"keypoints": ("left", "right", "tail")} if task == "keypoints" else {}
     classes = [Category(number, str(number), **points) for number in range(1, 4)]
     model = create_model(name, classes, task=task, input_size=SIZE, options={**entry(name).tiny, **options})
     assert isinstance(model, TwoStage)
+    scramble_norms(model)
     with torch.no_grad():  # or all scores are alike
         for layer in (model.rpn.objectness, model.rpn.offsets, *model.box_head.classes.values()):
             layer.weight.mul_(20)
     return model.eval()
 
 
+def scrambled_entry(name: str, task: Any) -> Model:
+    """The small model of an entry of the registry, with norms far from their start."""
+    model = make(name, task)
+    scramble_norms(model)
+    return model.eval()
+
+
+def _small(name: str, task: Any) -> Model:
+    if name == "yolo11n":
+        return scrambled(task)
+    return two_stage(name, task) if name in REGIONS else scrambled_entry(name, task)
+
+
 @cache
 def exported_file(name: str, task: Any) -> tuple[Model, Path, ExportReport]:
-    """A scrambled YOLO11n or a two-stage detector and its ONNX file, written once for all tests; neither may be changed."""
+    """A small model and its ONNX file, written once for all tests; neither may be changed."""
     folder = TemporaryDirectory()
     atexit.register(folder.cleanup)
-    model = scrambled(task) if name == "yolo11n" else two_stage(name, task)
+    model = _small(name, task)
     path = Path(folder.name) / "m.onnx"
     return model, path, export_onnx(model, path)

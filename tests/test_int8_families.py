@@ -16,11 +16,10 @@ from pelagia.data.synthetic import draw_image, draw_survey, open_survey
 from pelagia.errors import ExportError
 from pelagia.export import int8, int8_graph
 from pelagia.export.int8 import calibration_inputs, export_int8
-from pelagia.export.onnx import FileKind, export_onnx
+from pelagia.export.onnx import FileKind
 from pelagia.infer.openvino_runtime import openvino_core
 from pelagia.infer.runtimes import OnnxRuntime
 from small_models import exported_file, label_what_is_found
-from test_export_registry import scrambled
 
 KINDS: tuple[tuple[FileKind, str], ...] = (("onnx", "m.onnx"), ("openvino", "m.xml"))
 
@@ -40,8 +39,7 @@ def two_stage_source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Da
 def masked_attention_source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
     folder = tmp_path_factory.mktemp("masked-attention")
     draw_survey(folder, 2, 0, width=128, height=96)
-    model = scrambled("mask2former-r50", "panoptic")
-    return export_onnx(model, folder / "float.onnx").path, open_survey(folder, "panoptic")
+    return exported_file("mask2former-r50", "panoptic")[1], open_survey(folder, "panoptic")
 
 
 def weighted_layers(path: Path) -> dict[str, bool]:
