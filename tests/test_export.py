@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from pelagia.api import Predictor, load
 from pelagia.cli import main as cli_main
 from pelagia.core import boxes, masks
+from pelagia.core.card import ModelCard
 from pelagia.data.synthetic import draw_image
 from pelagia.errors import ExportError, OptionError
 from pelagia.export import onnx as export_module
 from pelagia.export.onnx import TOLERANCE, ExportReport, check_agreement, export_onnx
 from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime
 from pelagia.models import checkpoint
-from pelagia.models.model import Model
+from pelagia.models.model import Model, Targets
 from pelagia.models.runtime import TorchRuntime
 from small_models import SIZE, exported_file, scrambled, two_stage
 
@@ -174,3 +178,55 @@ def test_two_stage_graphs_that_differ_are_refused(tmp_path: Path) -> None:
         with torch.no_grad():
             bias.copy_(kept)
         check_agreement(model, runtime, TOLERANCE, tmp_path)
+
+
+class _Drawn(Model):
+    """A two-stage detector by its card: 30 detections an image, one of them only where the first intensity is above `edge`."""
+
+    def __init__(self, edge: float) -> None:
+        super().__init__()
+        self.card = replace(two_stage("faster-rcnn", "detect").card)
+        self.edge = nn.Parameter(torch.tensor(edge, dtype=torch.float64), requires_grad=False)
+
+    def float(self) -> Self:
+        return self  # the edge is told exactly
+
+    def forward(self, images: Tensor, valid: Tensor | None = None, targets: Targets | None = None) -> dict[str, Tensor]:
+        rng = torch.Generator().manual_seed(0)
+        boxes = torch.rand(len(images), 30, 4, generator=rng) * 50
+        scores = torch.rand(len(images), 30, generator=rng)
+        scores[0, 4] += 0.5 * (images[0, 0, 0, 0].double() > self.edge)
+        return {"boxes": boxes, "scores": scores, "labels": torch.ones(len(images), 30, dtype=torch.int64)}
+
+    def loss(self, outputs: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        raise AssertionError
+
+
+@dataclass
+class _Other:
+    """Answers of a model as those of a file, `moved` of each image's detections elsewhere."""
+
+    model: _Drawn
+    moved: int
+
+    @property
+    def card(self) -> ModelCard:
+        return self.model.card
+
+    def run(self, images: NDArray[np.float32], valid: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        found = {name: value.numpy() for name, value in self.model(torch.from_numpy(images)).items()}
+        found["boxes"][0, : self.moved] += 7
+        return found
+
+
+def test_detections_that_rounding_decides_may_be_others_in_the_file_and_no_more(tmp_path: Path) -> None:
+    first = float(export_module._inputs(_Drawn(0.0).card, 1)[0, 0, 0, 0])
+    at_edge, far = _Drawn(first), _Drawn(first - 0.1)
+    check_agreement(at_edge, _Other(at_edge, 2), TOLERANCE, tmp_path)
+    for model, moved in ((at_edge, 3), (far, 1)):
+        with pytest.raises(ExportError, match="differs from the model: boxes"):
+            check_agreement(model, _Other(model, moved), TOLERANCE, tmp_path)
+    nan = _Drawn(first)
+    nan.forward = lambda *_: {**at_edge(*_), "boxes": torch.full((len(_[0]), 30, 4), torch.nan)}  # type: ignore[method-assign]
+    with pytest.raises(ExportError, match="differs from the model"):
+        check_agreement(at_edge, _Other(nan, 0), TOLERANCE, tmp_path)
