@@ -46,6 +46,7 @@ from pelagia.train.loop import train
 from pelagia.train.options import TrainOptions, defaults_of
 from test_models_battery import FAMILIES, batch, input_size, make
 from test_tasks import draw, small
+from waits import waits_on_gpu
 
 DEVICE = os.environ.get("PELAGIA_TEST_DEVICE", "cuda")
 CUDA = DEVICE.startswith("cuda")
@@ -269,11 +270,10 @@ def test_loss_and_gradients_wait_for_nothing_and_are_those_of_the_cpu(task: Task
     expected, slopes = loss_and_slopes(model, outputs, truth)
     moved = {name: value.to(DEVICE) for name, value in outputs.items()}
     loss_and_slopes(model, moved, there)  # libraries wait when they are first used
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        found, gradients = loss_and_slopes(model, moved, there)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    answers: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    waits = waits_on_gpu(lambda: answers.append(loss_and_slopes(model, moved, there)))
+    assert waits == [], "\n".join(waits)
+    found, gradients = answers[0]
     for name, value in expected.items():
         torch.testing.assert_close(found[name].cpu(), value, rtol=1e-4, atol=1e-5)
     for name, value in slopes.items():

@@ -1,8 +1,11 @@
-"""What would make the processor wait for a device, found without one."""
+"""What would make the processor wait for a device, found without one, and what does with an NVIDIA GPU."""
 
 from __future__ import annotations
 
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,3 +109,27 @@ def waits_of(work: Callable[[Waits], object]) -> list[str]:
     with _Reads(mode), mode:
         work(mode)
     return mode.found
+
+
+def waits_on_gpu(work: Callable[[], object]) -> list[str]:
+    """The places of `work` at which the processor waits for an NVIDIA GPU, each as its innermost frames.
+
+    Waits of a backward pass show the line that began it, since autograd computes in a thread of its own.
+    """
+    found = []
+
+    def note(message: Any, *_: Any, **__: Any) -> None:
+        # Setting the mode itself warns, once a process, that it is a prototype.
+        if "called a synchronizing" in str(message):
+            frames = [each for each in traceback.extract_stack()[:-1] if Path(each.filename) != Path(warnings.__file__)]
+            found.append(" < ".join(f"{Path(each.filename).name}:{each.lineno} {each.line}" for each in frames[:-7:-1]))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        try:
+            torch.cuda.set_sync_debug_mode("warn")
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return found
