@@ -27,7 +27,7 @@ from pelagia.train.loop import train
 from pelagia.train.options import TrainOptions
 from seams import on_seams
 
-SIDE, WIDTH, HEIGHT = 256, 1536, 1280
+SIDE, WIDTH, HEIGHT = 640, 1920, 1600
 
 
 class Whole:
@@ -41,9 +41,9 @@ class Whole:
         return self._runtime.run(images)
 
 
-#: What a network sees around an object moves its score, and tiles show less of it, so that some cross their threshold. That is a
-#: standard deviation of 0.2 % of the count over 60 scans and of 0.7 % over 5, and more for a network that learnt less.
-SCANS = 60
+#: What a network sees around an object moves its score, and tiles show less of it, so that some cross their threshold: the fewer,
+#: the better it has learnt. After a third of this training 1.2 % fewer boxes were counted on tiles, after all of it 0.2 % more.
+SCANS = 40
 
 KINDS: dict[Task, Kind] = {"detect": "boxes", "instance": "masks"}
 
@@ -76,12 +76,13 @@ def test_tiles_equal_the_whole_for_a_trained_model(tmp_path: Path, capsys: pytes
 
 
 def trained(folder: Path, task: Task) -> Runtime:
-    draw_survey(folder / "survey", 260, 0, width=SIDE, height=SIDE)
+    draw_survey(folder / "survey", 100, 0, width=SIDE, height=SIDE)
     options = TrainOptions(
         model="yolo11n",
         task=task,
         out=str(folder / "run"),
-        epochs=24,
+        epochs=36,
+        batch=4,
         imgsz=SIDE,
         seed=0,
         val_fraction=0.1,
