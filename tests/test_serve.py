@@ -48,8 +48,8 @@ from pelagia.serve.options import ServeOptions
 from pelagia.serve.parameters import read_query
 from pelagia.serve.server import address_of, create_server, listen
 from pelagia.serve.service import create_service
+from small_models import scrambled_entry
 from test_cli import WITHOUT_TENSORS
-from test_export_registry import scrambled
 from tiny_onnx import tiny_card, write_tiny
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -180,7 +180,7 @@ def test_every_kind_of_file_is_read(client: Client, model: Path, tmp_path: Path,
 
 
 def _runtime(name: str, task: Task, folder: Path, *, exported: bool) -> Runtime:
-    network = scrambled(name, task)
+    network = scrambled_entry(name, task)
     if not exported:
         return TorchRuntime(network, device=torch.device("cpu"))
     export_onnx(network, folder / "m.onnx")
