@@ -222,7 +222,9 @@ class _Other:
 def test_detections_that_rounding_decides_may_be_others_in_the_file_and_no_more(tmp_path: Path) -> None:
     first = float(export_module._inputs(_Drawn(0.0).card, 1)[0, 0, 0, 0])
     at_edge, far = _Drawn(first), _Drawn(first - 0.1)
-    check_agreement(at_edge, _Other(at_edge, 2), TOLERANCE, tmp_path)
+    told = check_agreement(at_edge, _Other(at_edge, 2), TOLERANCE, tmp_path)
+    assert {item.left_out for item in told.values()} == {2}
+    assert {item.left_out for item in check_agreement(far, _Other(far, 0), TOLERANCE, tmp_path).values()} == {0}
     for model, moved in ((at_edge, 3), (far, 1)):
         with pytest.raises(ExportError, match="differs from the model: boxes"):
             check_agreement(model, _Other(model, moved), TOLERANCE, tmp_path)

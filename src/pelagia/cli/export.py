@@ -82,6 +82,9 @@ def export(
     print(table(["output", "largest difference", "relative", "limit"], rows))
     held = all(item.limit <= tolerance for item in found.values())
     within = f"{tolerance:g}" if held else f"the limits above, beyond {tolerance:g} where rounding explains it"
+    left_out = max(item.left_out for item in found.values())
+    if left_out:
+        print(f"\nthe {left_out} detections of each batch that differ most are left out: rounding decides them in the model too")
     height, width = predictor.card.input_size
     print(
         f"\nagrees with the model within {within}: {report.path} ({report.size_bytes / 1e6:.1f} MB, opset {report.opset}, "
