@@ -27,7 +27,8 @@ from pelagia.infer.runtimes import OnnxRuntime, Runtime, Shared, lanes, runtime_
 from pelagia.models import checkpoint
 from pelagia.models.model import Model
 from pelagia.models.runtime import TorchRuntime
-from small_models import SIZE, exported_file, label_what_is_found
+from small_models import exported_file, label_what_is_found
+from three_runtimes import all_runtimes, images
 from tiny_onnx import tiny_card, write_tiny
 
 
@@ -38,12 +39,7 @@ def exported() -> tuple[Model, Path]:
 
 @pytest.fixture(scope="module")
 def runtimes(exported: tuple[Model, Path]) -> list[Runtime]:
-    model, path = exported
-    return [TorchRuntime(model), OnnxRuntime(path, threads=2), OpenVinoRuntime(path, threads=2)]
-
-
-def images(count: int) -> Any:
-    return np.random.default_rng(count).normal(0, 1, (count, 3, *SIZE)).astype(np.float32)
+    return all_runtimes(*exported)
 
 
 def test_all_runtimes_answer_alike_for_every_batch(runtimes: list[Runtime]) -> None:

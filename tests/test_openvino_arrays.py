@@ -21,6 +21,7 @@ from pelagia.infer.runtimes import CARD_KEY, OnnxRuntime, Runtime, Shared, lanes
 from pelagia.models.model import Model
 from pelagia.models.runtime import TorchRuntime
 from small_models import SIZE, exported_file
+from three_runtimes import all_runtimes, images
 from tiny_onnx import write_tiny
 
 
@@ -31,12 +32,7 @@ def exported() -> tuple[Model, Path]:
 
 @pytest.fixture(scope="module")
 def runtimes(exported: tuple[Model, Path]) -> list[Runtime]:
-    model, path = exported
-    return [TorchRuntime(model), OnnxRuntime(path, threads=2), OpenVinoRuntime(path, threads=2)]
-
-
-def images(count: int) -> Any:
-    return np.random.default_rng(count).normal(0, 1, (count, 3, *SIZE)).astype(np.float32)
+    return all_runtimes(*exported)
 
 
 def with_window(source: Path, path: Path, window: Normalisation) -> Path:
@@ -66,9 +62,9 @@ def test_stored_images_are_normalised_as_the_card_says(
     wanted = TorchRuntime(exported[0]).run(np.stack([normalise(image, window) for image in stored]))
     assert max(value.std() for value in wanted.values()) > 0.5
     for runtime in (OnnxRuntime(path, threads=2), OpenVinoRuntime(path, threads=2), Shared(OpenVinoRuntime(path, threads=2))):
-        for images, count in ((stored, 3), (stored, 1), (deep, 3)):
-            given = prepared(runtime, images[:count])
-            assert (given.dtype == np.uint8) == (inside and images is stored and not isinstance(runtime, OnnxRuntime))
+        for pixels, count in ((stored, 3), (stored, 1), (deep, 3)):
+            given = prepared(runtime, pixels[:count])
+            assert (given.dtype == np.uint8) == (inside and pixels is stored and not isinstance(runtime, OnnxRuntime))
             for name, value in runtime.run(given).items():
                 np.testing.assert_allclose(value, wanted[name][:count], rtol=1e-3, atol=1e-3)
 
