@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -121,6 +122,18 @@ def test_a_palette_with_transparency_is_expanded_over_white(tmp_path: Path) -> N
     found = read(path)
     colours = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]])
     np.testing.assert_array_equal(found, colours[np.asarray(image)])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"subsampling": 0, "quality": 95}, {"subsampling": 1}, {"subsampling": 2, "quality": 30}, {"keep_rgb": True}]
+)
+def test_a_jpeg_has_the_pixels_that_opencv_gives(tmp_path: Path, progressive: bool, options: dict[str, Any]) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth(97, 131)).save(path, progressive=progressive, **options)
+    np.testing.assert_array_equal(read(path), cv2.imread(str(path), cv2.IMREAD_COLOR_RGB))
+    Image.fromarray(smooth(97, 131)).convert("L").save(path, progressive=progressive)
+    np.testing.assert_array_equal(read(path)[..., 0], cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
 
 
 def test_cmyk_jpeg_looks_as_in_pillow(tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ class HeaderError(ValueError):
 class Header:
     """Facts of an image file; `width` and `height` as stored, before the orientation (EXIF 1 to 8) is applied.
 
-    `grey` says that colours are absent, whatever a decoder makes of it. `start` is the offset of a JPEG's
-    first coded data, `length` the least number of bytes that a BMP or WebP must have; 0 where they are not known.
+    `grey` says that colours are absent, whatever a decoder makes of it, `inks` that a JPEG has four components (CMYK).
+    `start` is the offset of a JPEG's first coded data, `length` the least number of bytes that a BMP or WebP must have; 0 where
+    they are not known.
     """
 
     kind: Kind
@@ -41,6 +42,7 @@ class Header:
     bits: int = 8
     start: int = 0
     length: int = 0
+    inks: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -130,7 +132,7 @@ def _jpeg(stream: BinaryIO) -> Header:
             if frame[0] == 0:
                 raise HeaderError("image data begins before the size is stated")
             width, height, components, bits = frame
-            return Header("jpeg", width, height, orientation, components == 1, bits, stream.tell())
+            return Header("jpeg", width, height, orientation, components == 1, bits, stream.tell(), inks=components == 4)
         else:
             stream.seek(length - 2, 1)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import cv2
+import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -208,12 +209,9 @@ def _unreadable(error: OSError, path: Path) -> ImageError:
 def _decode(data: bytes, facts: header.Header, path: Path) -> Pixels:
     if not header.is_complete(data, facts):
         raise ImageError("cut short: the end of the image is missing; copy the file again", where=path)
-    # Colours of a JPEG come in the order that is asked for; turned round afterwards they would cost another pass.
-    ordered = facts.kind == "jpeg" and not facts.grey
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION if ordered else cv2.IMREAD_UNCHANGED
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
+        image = _decode_jpeg(data) if facts.kind == "jpeg" and not facts.inks else _decode_opencv(data, facts)
+    except (cv2.error, imagecodecs.Jpeg8Error) as error:
         raise ImageError(f"cannot be decoded ({str(error).strip().splitlines()[-1]})", where=path) from error
     if image is None:
         raise ImageError(f"cannot be decoded: broken, or a {facts.kind.upper()} of an unusual kind; save it again", where=path)
@@ -222,13 +220,29 @@ def _decode(data: bytes, facts: header.Header, path: Path) -> Pixels:
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"samples are {image.dtype}; expected 8 or 16 bits", where=path)
     if image.ndim == 2:
-        return np.asarray(image[..., None])
+        return image[..., None]
+    return np.ascontiguousarray(image[..., :1]) if facts.grey else image
+
+
+def _decode_jpeg(data: bytes) -> Pixels:
+    """A JPEG of one or three components, [H, W] or [H, W, 3].
+
+    The library and its defaults are OpenCV's, and so are the pixels; called directly it is faster, and the image lies in memory
+    once.
+    """
+    return np.asarray(imagecodecs.jpeg8_decode(data))
+
+
+def _decode_opencv(data: bytes, facts: header.Header) -> Pixels | None:
+    """[H, W] or RGB; None if it cannot be decoded."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if facts.inks else cv2.IMREAD_UNCHANGED
+    image: Pixels | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is None or image.ndim == 2:
+        return image
     if image.shape[2] == 4:
         # The fourth byte of a BMP pixel is padding.
         image = image[..., :3] if facts.kind == "bmp" else tiff.over_white(image)
-    if facts.grey:
-        return np.ascontiguousarray(image[..., :1])
-    return np.asarray(image if ordered else cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    return np.asarray(image[..., :1] if facts.grey else cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
 
 
 def orient(image: NDArray[_S], orientation: int) -> NDArray[_S]:
