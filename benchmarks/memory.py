@@ -98,9 +98,9 @@ def save_model(path: Path, task: str, bank: list[NDArray[np.uint8]], objects: in
     own: dict[str, dict[str, object]] = {"unet": {"depth": 3, "width": 8, "padding": True}, "yolo11n": {}}
     options = own.get(name, registry.entry(name).tiny)
     kind = task.removesuffix("-exact")
+    torch.manual_seed(0)
     model = pelagia.create_model(name, classes, task=kind, input_size=640, options=options)  # type: ignore[arg-type]
     # As they are first drawn, every place of a level has the same score.
-    torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -17,7 +17,7 @@ from pelagia.nn.attention import C2PSA, Attention
 from pelagia.nn.backbones import TimmBackbone
 from pelagia.nn.csp import SPPF, Bottleneck, C3k, C3k2
 from pelagia.nn.grids import cell_centres, expected_distances, grids_of, grids_of_count
-from pelagia.nn.layers import ConvNormAct, OneDnnConv2d, fuse, use_onednn
+from pelagia.nn.layers import ConvNormAct, OneDnnConv2d, OneDnnConvNormAct, fuse, use_onednn
 from pelagia.nn.necks import PathAggregation
 
 
@@ -227,3 +227,22 @@ def test_convolutions_by_onednn_are_those_of_pytorch() -> None:
                 assert torch.allclose(alone, turned[1](first.new_ones(1, 8, 5, 5))[0])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("activate", [False, True])
+def test_a_fused_block_in_one_call_answers_as_its_parts(activate: bool) -> None:
+    torch.manual_seed(0)
+    block = ConvNormAct(3, 8, 3, 2, activate=activate)
+    block.norm.running_mean.copy_(torch.randn(8))
+    block.norm.running_var.copy_(torch.rand(8) + 0.5)
+    parts = fuse(block)
+    whole, unfused = copy.deepcopy(parts), block.eval()
+    for turned in (whole, unfused):
+        use_onednn(turned)
+    assert type(whole) is OneDnnConvNormAct
+    assert type(unfused) is ConvNormAct  # its normalisation is still to be done
+    shown = images(2, 3, 20, 28).float()
+    with torch.inference_mode():
+        assert torch.equal(copy.deepcopy(whole)(shown), whole(shown))
+        assert torch.allclose(whole(shown), parts(shown), atol=1e-5)
+        assert torch.allclose(unfused(shown), parts(shown), atol=1e-5)

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from pelagia.errors import CheckpointError, ModelError, OptionError
-from pelagia.infer.runtimes import OnnxRuntime, cpu_count, lanes
+from pelagia.infer.runtimes import LANES_MOST, OnnxRuntime, Shared, cpu_count, lanes
 from tiny_onnx import tiny_card, write_tiny
 
 
@@ -74,6 +74,8 @@ def test_all_cores_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = write_tiny(tmp_path / "m.onnx")
     assert len(lanes(OnnxRuntime(path))) == 3
     assert len(lanes(OnnxRuntime(path, threads=2))) == 2
+    assert Shared(OnnxRuntime(path)).callers == 3  # each computes in the thread that calls it
+    assert Shared(OnnxRuntime(path, threads=2 * LANES_MOST)).callers == LANES_MOST + 1  # each has a second thread
     monkeypatch.delattr(os, "sched_getaffinity")
     assert cpu_count() == 7
     monkeypatch.setattr(os, "cpu_count", lambda: None)

@@ -16,20 +16,26 @@ from functools import cache
 
 __all__ = ["keep_freed_memory", "paused_collection", "release_freed_memory"]
 
-#: Parameters of glibc's mallopt: how much free memory at the end of the heap is kept, and how many blocks are mapped apart.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+#: Parameters of glibc's mallopt: how much free memory at the end of the heap is kept, from which size blocks are mapped apart,
+#: and how many of them.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+
+#: The largest size from which glibc lets blocks be mapped apart, in bytes.
+_LARGEST_THRESHOLD = 32 << 20
 
 
 @cache
-def keep_freed_memory() -> bool:
+def keep_freed_memory(*, all_sizes: bool = True) -> bool:
     """Tell glibc's allocator, once, to keep what is freed, for the life of the process; returns whether it listened.
 
-    The process then holds its largest need until it ends. On systems with another C library nothing happens.
+    The process then holds its largest need until it ends. Without `all_sizes` blocks of more than 32 MB still go back: where
+    they come and go in many sizes, what is kept of one does not fit the next. On systems with another C library nothing happens.
     """
     library = _glibc()
     if library is None:
         return False
-    return bool(library.mallopt(_M_MMAP_MAX, 0)) and bool(library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    large = library.mallopt(_M_MMAP_MAX, 0) if all_sizes else library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+    return bool(large) and bool(library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def release_freed_memory() -> bool:

@@ -233,7 +233,9 @@ class OpenVinoRuntime:
         known = model.inputs[0].get_node()
         batch, _, height, width = known.get_partial_shape()
         pixels = ops.parameter(openvino.PartialShape([batch, height, width, 3]), openvino.Type.u8)
-        values = ops.transpose(ops.convert(pixels, "f32"), np.array([0, 3, 1, 2]))
+        # ReLU changes no byte. It keeps the conversion before the transposition, which else would be done in bytes, and which the
+        # first convolution, whose channels come last, then would have to undo in floats: a twentieth of YOLO11n's time.
+        values = ops.transpose(ops.relu(ops.convert(pixels, "f32")), np.array([0, 3, 1, 2]))
         shifts, factors = _planes(window.low + span * np.array(window.mean)), _planes(1 / (span * np.array(window.std)))
         if shifts.any():
             values = ops.subtract(values, shifts)
@@ -277,6 +279,9 @@ class OpenVinoRuntime:
 
 class _Lane:
     """The inference requests of one stream, for one thread at a time."""
+
+    #: A stream has threads of its own.
+    beside = True
 
     def __init__(self, owner: OpenVinoRuntime) -> None:
         self._owner = owner

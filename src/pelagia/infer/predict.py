@@ -178,7 +178,7 @@ def predict_files(
                 waiting.append(opened(path))
             if waiting and (large or len(waiting) == most):
                 if shared.alone:
-                    # Each image frees what the next one needs. On scans, whose pieces differ in size, it would cost memory.
+                    # Each image frees what the next one needs.
                     keep_freed_memory()
                 yield partial(small, waiting), True
                 waiting = []
@@ -188,7 +188,7 @@ def predict_files(
             yield partial(small, waiting), True
 
     # Steps of a GPU wait for their images: there are enough of them to keep all cores reading.
-    workers = shared.count + (1 if shared.alone else math.ceil(cpu_count() / options.batch))
+    workers = shared.callers if shared.alone else shared.count + math.ceil(cpu_count() / options.batch)
     try:
         with closing(side_by_side(steps(), workers=workers)) as found:
             for results in found:

@@ -153,7 +153,8 @@ def prepared(runtime: Runtime, images: Sequence[Pixels]) -> NDArray[Any]:
 def lanes(runtime: Runtime) -> tuple[Runtime, ...]:
     """The same network for several threads: each of them may be run by one thread at a time, all of them together use all cores.
 
-    A runtime says so by a method `lanes`; without it, and on a GPU, it is its own only lane.
+    A runtime says so by a method `lanes`; without it, and on a GPU, it is its own only lane. A lane that has threads of its own,
+    beside the one that calls it, says so by an attribute `beside`.
     """
     offered: Sequence[Runtime] = runtime.lanes() if hasattr(runtime, "lanes") else ()
     return tuple(offered) or (runtime,)
@@ -164,6 +165,8 @@ class Shared:
 
     Attributes:
         count: how many lanes there are.
+        callers: how many threads keep the lanes busy that read and decode too. Where lanes compute in the threads that call them,
+            one for each: a further one would take a core from a thread that holds Python's lock, and all would wait for that.
         alone: whether the runtime offers lanes, even a single one: then it is on a CPU, and an image is to go through it alone.
         takes_pixels: see `PixelRuntime`.
     """
@@ -174,6 +177,7 @@ class Shared:
         offered = lanes(runtime)
         self.count = len(offered)
         self.alone = offered[0] is not runtime
+        self.callers = self.count + bool(getattr(offered[0], "beside", False))
         self.takes_pixels = bool(getattr(offered[0], "takes_pixels", False))
         for lane in offered:
             self._free.put(lane)
@@ -276,7 +280,7 @@ class OnnxRuntime:
             each = self._threads // count
             # A session of one thread computes in the thread that calls it, so one serves all.
             sessions = [self._open(1)] * count if each == 1 else [self._open(each) for _ in range(count)]
-            self._lanes = tuple(_OnnxLane(self, session) for session in sessions)
+            self._lanes = tuple(_OnnxLane(self, session, beside=each > 1) for session in sessions)
         return self._lanes
 
     def prepare(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
@@ -354,8 +358,8 @@ class OnnxRuntime:
 class _OnnxLane:
     """One session of a file, for one thread at a time."""
 
-    def __init__(self, owner: OnnxRuntime, session: Any) -> None:
-        self._owner, self._session = owner, session
+    def __init__(self, owner: OnnxRuntime, session: Any, *, beside: bool) -> None:
+        self._owner, self._session, self.beside = owner, session, beside
 
     @property
     def card(self) -> ModelCard:

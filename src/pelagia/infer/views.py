@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pelagia.core.ahead import ahead, side_by_side
+from pelagia.core.allocator import keep_freed_memory
 from pelagia.core.card import ModelCard
 from pelagia.core.frame import Frame
 from pelagia.core.padding import covered, to_corner
@@ -151,12 +152,14 @@ def answers(
     """The answer to each view, in order: on a CPU each view goes through the network alone, on the next free core, and is decoded
     beside the others; elsewhere `batch` of them go together. Held in `contextlib.closing` where it may be left early."""
     shared = Shared(runtime)
+    if shared.alone:
+        keep_freed_memory(all_sizes=False)  # each view frees what the next one needs, but rows of tiles and maps differ
 
     def steps() -> Iterator[tuple[Callable[[], list[Prediction]], bool]]:
         while chosen := list(islice(shown, 1 if shared.alone else batch)):
             yield partial(answer, shared, [image for image, _ in chosen], [frame for _, frame in chosen], options), True
 
-    with closing(side_by_side(steps(), workers=shared.count + 1 if shared.alone else 1)) as found:
+    with closing(side_by_side(steps(), workers=shared.callers)) as found:
         for part in found:
             yield from part
 

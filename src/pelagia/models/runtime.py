@@ -126,7 +126,7 @@ class _Lane:
     """The model for one of several threads, with its share of the cores."""
 
     def __init__(self, owner: TorchRuntime, threads: int) -> None:
-        self._owner, self._threads = owner, threads
+        self._owner, self._threads, self.beside = owner, threads, threads > 1
 
     @property
     def card(self) -> ModelCard:

@@ -58,9 +58,14 @@ class C3k2(nn.Module):
         self.blocks = nn.ModuleList(C3k(hidden) if nested else Bottleneck(hidden, hidden // 2) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = list(self.enter(x).chunk(2, dim=1))
+        entered = self.enter(x)
+        parts = list(entered.chunk(2, dim=1))
         for block in self.blocks:
             parts.append(block(parts[-1]))
+        if not torch.is_grad_enabled():
+            # The halves still lie side by side, and one whole is copied faster than two halves. Backwards it would cost a sum.
+            # Exported graphs are made with gradients and keep the halves: OpenVINO splits slowly what is used as a whole too.
+            parts[:2] = [entered]
         out: Tensor = self.join(torch.cat(parts, dim=1))
         return out
 
