@@ -163,7 +163,7 @@ def test_the_model_is_told(model: Path) -> None:
     assert facts["input_size"] == list(card.input_size)
     assert (facts["licence"], facts["score"], facts["options"]) == ("CC0-1.0", 0.4, {"score": 0.4})
     assert facts["runtime"].startswith("onnxruntime")
-    assert facts["limits"] == {"max_bytes": 77, "max_pixels": 100_000_000, "most_images": 8}
+    assert facts["limits"] == {"max_bytes": 77, "max_pixels": 10**8, "max_scan_pixels": 10**9, "most_images": 8}
     assert {item["name"] for item in schema["paths"]["/predict"]["post"]["parameters"]} >= {"score", "tiling", "answer"}
 
 

@@ -8,6 +8,7 @@ Every other format, and a TIFF that is compressed in one piece, is decoded whole
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pelagia.core import ome_zarr, tiff, tiff_pieces
+from pelagia.core import header, ome_zarr, tiff, tiff_pieces
 from pelagia.core.image import MAX_PIXELS, Pixels, check_piece, is_tiff, orient, read
 from pelagia.errors import ImageError, OptionError
 
@@ -202,28 +203,31 @@ def open_scan(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Scan:
     return Scan.of(read(path, max_pixels=max_pixels), Path(path)) if found is None else found
 
 
-def open_pieces(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Scan | None:
+def open_pieces(path: str | Path, *, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> Scan | None:
     """As `open_scan`, but None for an image that is small or is not stored in pieces, and so would be decoded whole.
+
+    With `data` these are the bytes of the file, and `path` is what errors call it.
 
     Raises:
         ImageError: as `pelagia.core.image.read`, except for what decoding finds.
     """
     source = Path(path)
     with ExitStack() as stack:
-        pieces, orientation = _open_pieces(source, stack)
+        pieces, orientation = _open_pieces(source, data, stack)
         if pieces is not None and pieces.width * pieces.height > WHOLE_PIXELS:
             _check_limits(pieces, max_pixels, source)
             return Scan(source, pieces, orientation, stack.pop_all())
     return None
 
 
-def _open_pieces(source: Path, stack: ExitStack) -> tuple[Pieces | None, int]:
+def _open_pieces(source: Path, data: bytes | None, stack: ExitStack) -> tuple[Pieces | None, int]:
     """The pieces of an image that is stored in such, and its orientation."""
-    if source.is_dir():
+    if data is None and source.is_dir():
         return ome_zarr.open_zarr(source), 1
-    if not is_tiff(source):
+    if not (is_tiff(source) if data is None else header.kind_of(data[:12]) == "tiff"):
         return None, 1
-    page = stack.enter_context(tiff.open_page(source))
+    # A stream over bytes shares their memory.
+    page = stack.enter_context(tiff.open_page(source, None if data is None else io.BytesIO(data)))
     pieces = tiff_pieces.pieces_of(page)
     if pieces is not None and page.orientation >= 5 and pieces.columns == pieces.width:
         return None, page.orientation  # turned by a quarter, each window would decode every strip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,24 +16,30 @@ import numpy as np
 from pelagia import __version__
 from pelagia.core.image import decode, encode
 from pelagia.core.palette import ONE_CLASS, colour, shade
-from pelagia.core.scan import Scan
+from pelagia.core.scan import Scan, open_pieces
 from pelagia.core.types import Instances, PanopticMap, Prediction
-from pelagia.errors import OptionError
+from pelagia.errors import ImageError, OptionError
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_image
+from pelagia.infer.preview import picture_size
 from pelagia.infer.result_maps import map_pixels, pixels_of
 from pelagia.infer.result_names import portable
 from pelagia.infer.result_pictures import draw_scan
 from pelagia.infer.result_tables import dump
 from pelagia.infer.result_values import category_dicts, found_in, image_dict, numbered
 from pelagia.infer.runtimes import Runtime, runtime_name
+from pelagia.infer.views import must_tile, tile_size
 from pelagia.infer.watching import Watch
 from pelagia.serve.parameters import Asked
 
-__all__ = ["Answer", "Engine"]
+__all__ = ["SCAN_FACTOR", "Answer", "Engine"]
 
 #: Shades of a class, after which they repeat.
 _SHADES = 7
+
+#: A TIFF that is read in windows may have so many times the pixels that may be held: a billion by default, which are some 4,000
+#: tiles of 640 pixels, and take a CPU minutes.
+SCAN_FACTOR = 10
 
 _PNG = "image/png"
 
@@ -49,11 +56,13 @@ class Answer:
 class Engine:
     """A model that answers; any number of threads may ask.
 
-    One image at a time is in the network, which uses all cores; another is decoded or drawn meanwhile.
+    One image at a time is in the network, which uses all cores; another is decoded or drawn meanwhile. A TIFF in tiles or strips
+    that is predicted in tiles is not decoded before, but read in windows as they come into the network.
 
     Args:
         runtime: the model.
-        max_pixels: images of more are refused.
+        max_pixels: most pixels that are held at once: of an image that is decoded whole, of a map, of a picture, of a piece of a
+            TIFF that is read in windows. Such a TIFF may have `SCAN_FACTOR` times as many.
         tell: called once with a sentence where intensities go beyond what the model was made for.
     """
 
@@ -103,20 +112,38 @@ class Engine:
             OptionError: an option does not fit the model.
             ModelError: the model fails.
         """
-        card, times = self._runtime.card, [time.perf_counter()]
-        image = decode(data, max_pixels=self._max_pixels, name=portable(asked.name))
-        self._watch.intensities(card, image.dtype, Path(portable(asked.name)))
-        scan = Scan.of(image)
-        times.append(time.perf_counter())
-        with self._alone:
+        card, name, times = self._runtime.card, portable(asked.name), [time.perf_counter()]
+        scan = open_pieces(name, max_pixels=self._max_pixels, data=data)
+        with scan or Scan.of(decode(data, max_pixels=self._max_pixels, name=name), Path(name)) as scan:
+            self._check_size(scan, asked)
+            self._watch.intensities(card, scan.dtype, scan.path)
             times.append(time.perf_counter())
-            found = predict_image(self._runtime, scan, asked.options)
-            times.append(time.perf_counter())
-        content, media = self._content(scan, numbered(found)[0] if isinstance(found, PanopticMap) else found, asked)
+            with self._alone:
+                times.append(time.perf_counter())
+                found = predict_image(self._runtime, scan, asked.options)
+                times.append(time.perf_counter())
+            content, media = self._content(scan, numbered(found)[0] if isinstance(found, PanopticMap) else found, asked)
         times.append(time.perf_counter())
         names = ("decode", "wait", "predict", "encode")
         took = {name: 1000 * (end - start) for name, start, end in zip(names, times, times[1:], strict=False)}
         return Answer(content, media, took)
+
+    def _check_size(self, scan: Scan, asked: Asked) -> None:
+        told, most = f"{scan.width} x {scan.height} pixels, more than", f"the limit of {self._max_pixels:,}"
+        rest = "predict it with `pelagia predict`, or raise the limit (--max-pixels)"
+        if scan.width * scan.height > SCAN_FACTOR * self._max_pixels:
+            raise ImageError(f"{told} {SCAN_FACTOR} times {most}; {rest}", where=scan.path)
+        if self._held((scan.width, scan.height), asked) > self._max_pixels:
+            what = "a map, a picture or an image that is not predicted in tiles"
+            raise ImageError(f"{told} {most} for {what}; {rest}", where=scan.path)
+
+    def _held(self, size: tuple[int, int], asked: Asked) -> int:
+        """Pixels of a scan of that (width, height) that the answer needs at once, beside windows."""
+        card, options = self._runtime.card, asked.options
+        tiled = must_tile(size, tile_size(card, options), options.tiling, card)
+        if not tiled or card.task in ("semantic", "panoptic") or asked.map or asked.answer == "map":
+            return math.prod(size)
+        return math.prod(picture_size(*size)[1]) if asked.answer == "picture" else 0
 
     def _content(self, scan: Scan, found: Prediction, asked: Asked) -> tuple[bytes, str]:
         card, size = self._runtime.card, (scan.width, scan.height)

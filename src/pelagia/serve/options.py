@@ -25,9 +25,13 @@ class ServeOptions:
         default=(), metadata={"help": "A name by which browsers may call the service, such as that of a proxy before it."}
     )
     max_bytes: int = field(default=64 << 20, metadata={"help": "Refuse a larger image file."})
-    # A request is decoded whole: so many pixels of RGB are 300 MB.
+    # So many pixels of RGB are 300 MB.
     max_pixels: int = field(
-        default=100_000_000, metadata={"help": "Refuse an image of more pixels, or stored in a larger piece."}
+        default=100_000_000,
+        metadata={
+            "help": "Refuse to hold more pixels at once: of an image, a map or a picture. A TIFF in tiles or strips, which is "
+            "read in windows, may have ten times as many."
+        },
     )
     most_images: int = field(
         default=8, metadata={"help": "Images taken in at once: being received, waiting, or in work. One more is told to wait."}

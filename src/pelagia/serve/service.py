@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from pelagia import __version__
 from pelagia.errors import PelagiaError
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import Runtime
-from pelagia.serve.engine import Engine
+from pelagia.serve.engine import SCAN_FACTOR, Engine
 from pelagia.serve.guard import Guard
 from pelagia.serve.options import ServeOptions
 from pelagia.serve.parameters import describe, read_query
@@ -92,8 +93,11 @@ class _Service:
         self._options, self._predict = options, predict
         self._facts = self._engine.facts(predict)
         self._facts["limits"] = {
-            "max_bytes": options.max_bytes, "max_pixels": options.max_pixels, "most_images": options.most_images,
-        }  # fmt: skip
+            "max_bytes": options.max_bytes,
+            "max_pixels": options.max_pixels,
+            "max_scan_pixels": SCAN_FACTOR * options.max_pixels,
+            "most_images": options.most_images,
+        }
         self._inside = 0
         self._engine.warm_up()
 
@@ -138,19 +142,18 @@ class _Service:
         stated = request.headers.get("content-length", "0")
         if stated.isdecimal() and int(stated) > limit:
             raise too_large
-        pieces, total = [], 0
+        body = io.BytesIO()  # which gives its bytes away without a copy
         try:
             async with asyncio.timeout(_BODY_SECONDS):
                 async for piece in request.stream():
-                    total += len(piece)
-                    if total > limit:
+                    body.write(piece)
+                    if body.tell() > limit:
                         raise too_large
-                    pieces.append(piece)
         except TimeoutError as error:
             raise Refusal(408, "Timeout", f"the image did not arrive within {_BODY_SECONDS} seconds") from error
-        if total == 0:
+        if body.tell() == 0:
             raise Refusal(400, "NoImage", "the body of the request must be the bytes of an image file; this one is empty")
-        return b"".join(pieces)
+        return body.getvalue()
 
 
 def _constant(content: bytes, media: str) -> Callable[[], Any]:
