@@ -30,6 +30,7 @@ def test_a_tiled_map_is_the_whole_map(size: tuple[int, int], margin: int, blend:
     found = predict_image(runtime, Scan.of(image), PredictOptions(tiling="always", batch=3, blend=blend))
     assert isinstance(found, SemanticMap)
     np.testing.assert_array_equal(found.labels, labels)
+    assert found.blend == ("cut" if blend == "cut" else "exact")
 
 
 def test_an_image_of_the_inputs_size_needs_no_tile() -> None:
@@ -37,6 +38,7 @@ def test_an_image_of_the_inputs_size_needs_no_tile() -> None:
     found = predict_image(Colours(80, 8), image)
     assert isinstance(found, SemanticMap)
     np.testing.assert_array_equal(found.labels, labels)
+    assert found.blend is None
 
 
 def test_the_margin_shows_the_mirrored_image() -> None:

@@ -124,7 +124,7 @@ def test_every_task(tmp_path: Path, name: str, task: Task, exported: bool) -> No
     write(path, draw_image(np.random.default_rng(0), 120, 90).image)
     FolderRun(runtime, [path], tmp_path / "out", PredictOptions(**query)).go(lambda *_: None)  # type: ignore[arg-type]
     wanted = json.loads((tmp_path / "out" / "results.json").read_text())["images"][0]
-    place, _ = wanted.pop("map", None), wanted.pop("blend", None)  # how tiles became one map, which is told in files only
+    place = wanted.pop("map", None)
     assert len(wanted.get("objects") or wanted.get("segments") or wanted["classes"]) > 0
     before = sorted(tmp_path.rglob("*"))
     with serving(create_service(runtime)) as client:

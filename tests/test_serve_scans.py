@@ -17,6 +17,7 @@ from pelagia.core.image import decode
 from pelagia.core.scan import Scan
 from pelagia.core.tiff_pieces import TiffPieces
 from pelagia.infer.folder import FolderRun
+from pelagia.infer.options import PredictOptions
 from pelagia.infer.runtimes import OnnxRuntime
 from pelagia.serve.options import ServeOptions
 from pelagia.serve.service import create_service
@@ -144,6 +145,18 @@ def test_class_maps_are_held_and_so_limited(tmp_path: Path) -> None:
                 assert sum(item["pixels"] for item in client.found(data)["classes"]) == PIXELS
             else:
                 assert "for a map" in client.refused("POST", "/predict", data)[2]
+
+
+@pytest.mark.parametrize(("query", "told"), [({}, "exact"), ({"blend": "hann"}, "hann"), ({"tiling": "never"}, None)])
+def test_a_class_map_says_how_tiles_became_one(tmp_path: Path, query: dict[str, Any], told: str | None) -> None:
+    """As the document of `pelagia predict` does; one that is not made of tiles does not."""
+    data = tiff(tmp_path / "a.tif")
+    FolderRun(Colours(), [tmp_path / "a.tif"], tmp_path / "out", PredictOptions(**query)).go(lambda *_: None)
+    wanted = json.loads((tmp_path / "out" / "results.json").read_text())["images"][0]
+    del wanted["map"]
+    assert wanted.get("blend") == told
+    with serving(create_service(Colours())) as client:
+        assert client.found(data, name="a.tif", **query) == wanted
 
 
 def test_a_scan_that_breaks_off(model: Path, tmp_path: Path) -> None:

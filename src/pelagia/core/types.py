@@ -278,10 +278,14 @@ _NAMES = tuple(item.name for item in fields(Instances))
 
 @dataclass(slots=True)
 class SemanticMap:
-    """A class for every pixel: `labels` [H, W] uint8 or uint16 (255 = ignore), optional `scores` [C, H, W]."""
+    """A class for every pixel: `labels` [H, W] uint8 or uint16 (255 = ignore), optional `scores` [C, H, W].
+
+    `blend` is how tiles became one map (exact, hann or cut, see `pelagia.infer.dense`); None for what is not made of tiles.
+    """
 
     labels: NDArray[np.uint8] | NDArray[np.uint16]
     scores: NDArray[np.float32] | None = None
+    blend: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

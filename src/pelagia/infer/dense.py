@@ -215,4 +215,4 @@ def tiled_map(
         labels[rows, columns] = block.labels
         if scores is not None and block.scores is not None:
             scores[:, rows, columns] = block.scores
-    return SemanticMap(labels, scores)
+    return SemanticMap(labels, scores, plan.way)

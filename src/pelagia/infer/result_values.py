@@ -59,7 +59,10 @@ def point_names(categories: Sequence[Category]) -> tuple[str, ...]:
 
 
 def image_dict(found: Prediction | Stored, name: str, size: tuple[int, int], card: ModelCard) -> dict[str, Any]:
-    """One image of results.json: its name, its size (width, height) and what was found; segments must be `numbered`."""
+    """One image of results.json: its name, its size (width, height) and what was found; segments must be `numbered`.
+
+    Of a class map that was made of tiles it says how they became one (`blend`).
+    """
     head = {"file": name, "width": size[0], "height": size[1]}
     if isinstance(found, Instances):
         objects = object_dicts(found, card, size)
@@ -67,7 +70,8 @@ def image_dict(found: Prediction | Stored, name: str, size: tuple[int, int], car
     if isinstance(found, StoredMap):
         return {**head, "classes": class_dicts(found.pixels, size[0] * size[1], card), "blend": found.way}
     if isinstance(found, SemanticMap):
-        return {**head, "classes": class_dicts(count_pixels(found, card), found.labels.size, card)}
+        blend = {} if found.blend is None else {"blend": found.blend}
+        return {**head, "classes": class_dicts(count_pixels(found, card), found.labels.size, card), **blend}
     if isinstance(found, StoredPanoptic):
         measured = list(zip(found.segments, found.areas.tolist(), found.boxes.tolist(), strict=True))
     else:
