@@ -24,7 +24,7 @@ from pelagia.decode import DecodeOptions, decode
 from pelagia.errors import ImageError, OptionError
 from pelagia.infer.options import PredictOptions
 from pelagia.infer.predict import predict_files
-from pelagia.infer.runtimes import PixelRuntime, Runtime, lanes, prepared, runtime_name
+from pelagia.infer.runtimes import PixelRuntime, Runtime, Shared, prepared, runtime_name
 from pelagia.infer.views import fit, lay, must_tile, tile_size, views
 
 __all__ = ["Timing", "measure"]
@@ -78,7 +78,7 @@ def measure(runtime: Runtime, paths: Sequence[Path], options: PredictOptions | N
     options = options or PredictOptions()
     if not paths or not seconds > 0:
         raise OptionError("a benchmark needs at least one image and a positive time")
-    count = len(lanes(runtime))
+    count = Shared(runtime).count
     batch = options.batch if count == 1 else 1
     done, tiled, least, begun, ended = 0, 0, 2 * max(count, batch), 0.0, 0.0
     with tempfile.TemporaryDirectory() as folder:

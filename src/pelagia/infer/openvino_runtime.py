@@ -128,8 +128,10 @@ class OpenVinoRuntime:
         return each[0][None] if len(each) == 1 else np.stack(each)
 
     def lanes(self) -> tuple[Runtime, ...]:
-        """See `lanes`: one stream of OpenVINO each; the network is compiled for them when the first of them runs."""
-        return tuple(_Lane(self) for _ in range(self._streams()))
+        """See `lanes`: the streams of OpenVINO, and one request that waits for the first of them that is free, so that none waits
+        for Python; the network is compiled for them when the first of them runs."""
+        streams = self._streams()
+        return tuple(_Lane(self, waits=place == streams) for place in range(streams + 1))
 
     def run(self, images: NDArray[Any], valid: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
         """Raw outputs for normalised images [B, 3, H, W] or bytes [B, H, W, 3] (`prepare`); one image by all cores, several one
@@ -278,13 +280,13 @@ class OpenVinoRuntime:
 
 
 class _Lane:
-    """The inference requests of one stream, for one thread at a time."""
+    """Inference requests for one thread at a time."""
 
     #: A stream has threads of its own.
     beside = True
 
-    def __init__(self, owner: OpenVinoRuntime) -> None:
-        self._owner = owner
+    def __init__(self, owner: OpenVinoRuntime, *, waits: bool) -> None:
+        self._owner, self.waits = owner, waits
         self._requests: dict[bool, Any] = {}
 
     @property

@@ -153,8 +153,9 @@ def prepared(runtime: Runtime, images: Sequence[Pixels]) -> NDArray[Any]:
 def lanes(runtime: Runtime) -> tuple[Runtime, ...]:
     """The same network for several threads: each of them may be run by one thread at a time, all of them together use all cores.
 
-    A runtime says so by a method `lanes`; without it, and on a GPU, it is its own only lane. A lane that has threads of its own,
-    beside the one that calls it, says so by an attribute `beside`.
+    A runtime says so by a method `lanes`; without it, and on a GPU, it is its own only lane. A lane whose network has threads of
+    its own, beside the one that calls it, says so by an attribute `beside`; one that waits, so that the others find work when they
+    are done, by an attribute `waits`.
     """
     offered: Sequence[Runtime] = runtime.lanes() if hasattr(runtime, "lanes") else ()
     return tuple(offered) or (runtime,)
@@ -164,7 +165,7 @@ class Shared:
     """A runtime that any number of threads may call: each call waits for a free lane of `runtime`.
 
     Attributes:
-        count: how many lanes there are.
+        count: how many lanes compute at once.
         callers: how many threads keep the lanes busy that read and decode too. Where lanes compute in the threads that call them,
             one for each: a further one would take a core from a thread that holds Python's lock, and all would wait for that.
         alone: whether the runtime offers lanes, even a single one: then it is on a CPU, and an image is to go through it alone.
@@ -175,9 +176,9 @@ class Shared:
         self._card, self._runtime = runtime.card, runtime
         self._free: SimpleQueue[Runtime] = SimpleQueue()
         offered = lanes(runtime)
-        self.count = len(offered)
+        self.count = sum(not getattr(lane, "waits", False) for lane in offered)
         self.alone = offered[0] is not runtime
-        self.callers = self.count + bool(getattr(offered[0], "beside", False))
+        self.callers = len(offered) + bool(getattr(offered[0], "beside", False))
         self.takes_pixels = bool(getattr(offered[0], "takes_pixels", False))
         for lane in offered:
             self._free.put(lane)
