@@ -154,8 +154,8 @@ def lanes(runtime: Runtime) -> tuple[Runtime, ...]:
     """The same network for several threads: each of them may be run by one thread at a time, all of them together use all cores.
 
     A runtime says so by a method `lanes`; without it, and on a GPU, it is its own only lane. A lane whose network has threads of
-    its own, beside the one that calls it, says so by an attribute `beside`; one that waits, so that the others find work when they
-    are done, by an attribute `waits`.
+    its own, beside the one that calls it, says so by an attribute `beside`; one that waits, so that the others find work when
+    they are done, by an attribute `waits`.
     """
     offered: Sequence[Runtime] = runtime.lanes() if hasattr(runtime, "lanes") else ()
     return tuple(offered) or (runtime,)
