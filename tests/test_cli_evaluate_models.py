@@ -1,16 +1,19 @@
-"""`pelagia evaluate` with a model: tiles are told, and thresholds and calibration go into its card."""
+"""`pelagia evaluate` with a model: tiles are told and noted, and thresholds and calibration go into its card."""
 
 from __future__ import annotations
 
+import html
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import pelagia
-from evaluating import CLASSES, HEIGHT, WIDTH, drawn, run, truth_file
+from evaluating import CLASSES, HEIGHT, WIDTH, document, drawn, run, truth_file
 from pelagia.api import Predictor
 from pelagia.cli.evaluate import _Flags, _store
 from pelagia.core.image import write
@@ -26,21 +29,43 @@ from pelagia.metrics.scaling import ScoreMap
 from pelagia.models import checkpoint
 from tiny_onnx import tiny_card, write_tiny
 
+TILED = "1 of 2 images are predicted in tiles of 64 x 64 pixels that overlap by 13, as `predict` does"
 
-def test_tiles_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+
+def small_and_wide(folder: Path, kind: type[np.unsignedinteger[Any]]) -> Path:
+    """The labels of an image that the network sees at once and of one that it does not."""
     items = []
     for name, width in (("small", 64), ("wide", 200)):
-        path = tmp_path / "images" / f"{name}.png"
-        write(path, np.zeros((64, width, 3), dtype=np.uint8))
+        path = folder / "images" / f"{name}.png"
+        write(path, np.zeros((64, width, 3), dtype=kind))
         items.append((path, (width, 64), Instances(labels=np.array([0]), boxes=np.array([[8.0, 8, 16, 16]]))))
-    convert(Dataset.from_instances(tiny_card().categories, items, task="detect"), tmp_path / "coco", "coco")
-    model = write_tiny(tmp_path / "m.onnx")
-    told = "1 of 2 images are predicted in tiles of 64 x 64 pixels that overlap by 13, as `predict` does; --no-tiled"
+    convert(Dataset.from_instances(tiny_card().categories, items, task="detect"), folder / "coco", "coco")
+    return truth_file(folder)
+
+
+def test_tiles_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, model = small_and_wide(tmp_path, np.uint8), write_tiny(tmp_path / "m.onnx")
     for words, count in (((), 1), (("--no-tiled",), 0)):
-        assert run("evaluate", model, truth_file(tmp_path), *words) == 0
+        assert run("evaluate", model, truth, *words) == 0
         error = capsys.readouterr().err
-        assert error.count(told) == count
+        assert error.count(f"{TILED}; --no-tiled") == count
         assert error.count(" in tiles of ") == count
+
+
+def test_the_notes_stand_in_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, model = small_and_wide(tmp_path, np.uint16), write_tiny(tmp_path / "m.onnx")
+    notes = list(pelagia.evaluate(model, truth, show=False).notes)  # type: ignore[union-attr]  # a model has notes
+    assert notes[0] == TILED
+    assert "has 16 bits" in notes[1]
+    assert run("evaluate", model, truth, "--json", "--out", tmp_path / "out") == 0
+    found = document(capsys)
+    assert found["notes"] == json.loads((tmp_path / "out" / "evaluation.json").read_text())["notes"] == notes
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(html.escape(note) in page for note in notes)
+    assert run("evaluate", model, truth) == 0
+    assert capsys.readouterr().out.splitlines()[1:3] == notes
+    assert run("evaluate", model, small_and_wide(tmp_path / "bytes", np.uint8), "--no-tiled", "--json") == 0
+    assert "notes" not in document(capsys)
 
 
 def test_calibrated_scores(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pelagia.api import Predictor
 from pelagia.cli import main as cli_main
 from pelagia.core.card import ModelCard
 from pelagia.core.image import read, write
-from pelagia.core.types import Category, PanopticMap, Segment, SemanticMap
+from pelagia.core.types import Category, PanopticMap, Segment, SemanticMap, Task
 from pelagia.data.dataset import Dataset
 from pelagia.data.open import open_dataset
 from pelagia.decode import DecodeOptions, registry
@@ -276,6 +277,37 @@ def test_a_panoptic_model_on_the_command_line(
     assert content["worst_images"][0]["image"] == "4.png"
     assert len(list((tmp_path / "worst").iterdir())) >= 3
     assert "Left the truth" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic"])
+def test_the_notes_stand_in_what_is_written(
+    outlines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], task: Task
+) -> None:
+    """One image is two tiles wide, and of 16 bits, which the model does not know."""
+    names = ("background", "diatom", "copepod")
+    loads(monkeypatch, model=Colours(task, names), other=Colours(task, names[::-1]))
+    content = json.loads(outlines.read_text())
+    for index in range(5):
+        pixels = read(outlines.parent / f"{index}.png")
+        write(tmp_path / f"{index}.png", pixels if index else np.tile(pixels, (1, 2, 1)).astype(np.uint16))
+    content["images"][0]["width"] *= 2
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps(content))
+    result = pelagia.evaluate(Predictor(Colours(task, names)), open_dataset(truth, task=task), show=False)
+    notes = list(result.notes)  # type: ignore[union-attr]  # a model's score has them
+    assert len(notes) == 2
+    assert notes[0].startswith("1 of 5 images are predicted in tiles of 48 x 48 pixels")
+    assert notes[1].startswith("0.png has 16 bits")
+    words = ("evaluate", "model.onnx", truth)
+    assert run(*words, "--against", "other.onnx", "--resamples", "20", "--json", "--out", tmp_path / "out") == 0
+    told = capsys.readouterr()
+    assert told.err.count(f"{notes[0]}; --no-tiled") == 2  # of both models
+    assert json.loads(told.out)["notes"] == notes
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["notes"] == notes
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(html.escape(note) in page for note in notes)
+    assert run(*words) == 0
+    assert capsys.readouterr().out.splitlines()[1:3] == notes
 
 
 def test_a_panoptic_file_against_a_model(

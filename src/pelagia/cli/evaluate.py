@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,18 @@ from pelagia.infer.assess import (
     rule_thresholds,
 )
 from pelagia.infer.coco_results import ResultsFile
-from pelagia.infer.evaluate import EvaluateOptions, counting_evidence, gather_evidence, predict_dataset, tiles_note
+from pelagia.infer.evaluate import (
+    EvaluateOptions,
+    counting_evidence,
+    gather_evidence,
+    noted,
+    predict_dataset,
+    tiles_note,
+)
 from pelagia.infer.objects import KINDS, federated_labels, truth_objects
 from pelagia.infer.read_predictions import read_predictions
 from pelagia.infer.runtimes import Precision, RuntimeKind
 from pelagia.infer.sources import MapKind, is_model, is_predictions, map_kind
-from pelagia.infer.watching import Watch
 from pelagia.metrics.detection import Evidence
 from pelagia.metrics.objects import Kind
 from pelagia.metrics.taxonomy import Taxonomy
@@ -148,11 +155,11 @@ def evaluate(
     if flags.lvis:
         rules |= {"federated": federated_labels(truth, dataset), "per_image": 300, "max_dets": flags.max_dets or (300,)}
     asked: Kind | None = None if flags.compare == "auto" else flags.compare  # type: ignore[assignment]  # maps are dealt with
-    evidence, found = _evidence(begun or source, predictor, dataset, asked, options, rules, data, quiet=json)
+    evidence, found, notes = _evidence(begun or source, predictor, dataset, asked, options, rules, data, quiet=json)
     other = None
     if flags.against is not None:
         kind = evidence.comparison.truth.kind
-        other, _ = _evidence(flags.against, _load(flags.against, flags), dataset, kind, options, rules, data, quiet=json)
+        other, _, _ = _evidence(flags.against, _load(flags.against, flags), dataset, kind, options, rules, data, quiet=json)
     tree = Taxonomy(_parents(flags.taxonomy)) if flags.taxonomy is not None else Taxonomy.of(dataset.categories)
     # A report and a JSON document tell everything; a table in the terminal what was asked for.
     whole = json or flags.out is not None
@@ -165,6 +172,7 @@ def evaluate(
         voc=None if flags.rules == "coco" else partial(_by_voc, dataset, 2010 if flags.rules == "voc2010" else 2007),
         against=other,
     )
+    assessment = replace(assessment, result=replace(assessment.result, notes=tuple(notes)))
     if json:
         print_json(assessment.to_dict(curves=False))
     else:
@@ -221,16 +229,16 @@ def _evidence(
     data: DataFlags,
     *,
     quiet: bool,
-) -> tuple[Evidence, list[Instances] | None]:
-    """The evidence, and the predictions if a model made them."""
+) -> tuple[Evidence, list[Instances] | None, list[str]]:
+    """The evidence, and, if a model made them, the predictions and what is to be known of how it did."""
     if predictor is not None:
         own = KINDS.get(predictor.card.task)
         if kind is not None and kind != own:
             raise OptionError(f"the model answers with {own}, which cannot be compared as {kind}", where=predictor.card.name)
-        _say_tiles(predictor, dataset, options)
-        watch = Watch(lambda steps, note: None, say)
+        notes, watch = noted(predictor.card, dataset, options, say)
+        _say_tiles(notes)
         found = predict_dataset(predictor.runtime, dataset, options, show=False if quiet else None, watch=watch)
-        return gather_evidence(dataset, found, predictor.card.task, **rules), found
+        return gather_evidence(dataset, found, predictor.card.task, **rules), found, notes
     angle: OrientedConvention | None = data.angle  # type: ignore[assignment]  # the reader of the truth has checked it
     predictions = read_predictions(source, dataset, kind, angle=angle)
     if predictions.unknown:
@@ -238,11 +246,12 @@ def _evidence(
         say(f"left out: predictions for {count} images that the truth does not have, such as {predictions.unknown[0]}")
     if predictions.left_out:
         say(f"left out: {predictions.left_out} predictions of a category that marks regions to ignore")
-    return gather_evidence(dataset, predictions.objects, **rules), None
+    return gather_evidence(dataset, predictions.objects, **rules), None, []
 
 
-def _say_tiles(predictor: Predictor, dataset: Dataset, options: EvaluateOptions) -> None:
-    for note in tiles_note(predictor.card, dataset, options):
+def _say_tiles(notes: Sequence[str]) -> None:
+    """Before the work begins, so that it can be stopped and begun otherwise."""
+    for note in notes:
         say(f"{note}; --no-tiled shrinks them")
 
 
@@ -273,6 +282,7 @@ def _evaluate_maps(
     json: bool,
 ) -> int:
     """Label images, semantic maps and panoptic maps, from files or of a model."""
+    other = _load(flags.against, flags) if flags.against is not None and is_model(flags.against) else None
 
     def open_truth(task: Task) -> Dataset:
         dataset = data.open(truth, task)
@@ -280,21 +290,21 @@ def _evaluate_maps(
             if finding.severity != "info":
                 say(f"pelagia: {finding}")
         dataset = _choose(dataset, flags.split)
-        if predictor is not None:
-            _say_tiles(predictor, dataset, options)
+        for model in (predictor, other):
+            if model is not None:
+                _say_tiles(tiles_note(model.card, dataset, options))
         return dataset
 
     whole = json or flags.out is not None
     maps = resolve("pelagia.infer.maps", purpose="score maps")
     sources: list[Any] = [Path(source) if predictor is None else predictor.runtime]
     if flags.against is not None:
-        other = _load(flags.against, flags) if is_model(flags.against) else None
         sources.append(Path(flags.against) if other is None else other.runtime)
     how = maps.MapOptions(
         options,
         calibration=telling.errors or whole,
         show=False if json else None,
-        watch=Watch(lambda steps, note: None, say),
+        tell=say,
     )
     scored = maps.evaluate_maps(sources, truth, kind, open_truth, how)
     for item in scored:

@@ -6,7 +6,7 @@ Training validates through the same function, so that a number seen while traini
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -57,6 +57,7 @@ __all__ = [
     "gather_evidence",
     "gather_file",
     "match_classes",
+    "noted",
     "predict_dataset",
     "predictions",
     "score",
@@ -124,8 +125,7 @@ def evaluate(runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None
         EvaluationError: no image, no common class, or truth that the task cannot be compared with.
     """
     options = options or EvaluateOptions()
-    notes: list[str] = []
-    watch = Watch(lambda steps, note: None, notes.append)
+    notes, watch = noted(runtime.card, dataset, options)
     result: Scores
     if runtime.card.task in KINDS:
         result = score(dataset, predict_dataset(runtime, dataset, options, show=show, watch=watch), runtime.card.task)
@@ -133,7 +133,26 @@ def evaluate(runtime: Runtime, dataset: Dataset, options: EvaluateOptions | None
         dataset = dataset.with_task(runtime.card.task)
         tally = tally_maps(runtime, dataset, options, show=show, watch=watch)
         result = tally.result(categories=dataset.categories) if isinstance(tally, SemanticTally) else tally.result()
-    return replace(result, notes=(*tiles_note(runtime.card, dataset, options), *notes))
+    return replace(result, notes=tuple(notes))
+
+
+def noted(
+    card: ModelCard, dataset: Dataset, options: EvaluateOptions, tell: Callable[[str], None] | None = None
+) -> tuple[list[str], Watch]:
+    """The notes that a result of such predictions shall have, and the watch over them, which adds to the notes what it sees, and
+    calls `tell` with it.
+
+    Raises:
+        ImageError: see `tiles_note`.
+    """
+    notes = tiles_note(card, dataset, options)
+
+    def add(sentence: str) -> None:
+        notes.append(sentence)
+        if tell is not None:
+            tell(sentence)
+
+    return notes, Watch(lambda steps, note: None, add)
 
 
 def tiles_note(card: ModelCard, dataset: Dataset, options: EvaluateOptions) -> list[str]:

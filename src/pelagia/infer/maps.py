@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,13 +16,12 @@ from pelagia.core.types import Category, Float, Int, PanopticMap, Segment, Seman
 from pelagia.data.dataset import Dataset
 from pelagia.data.open import open_dataset
 from pelagia.errors import EvaluationError, OptionError
-from pelagia.infer.evaluate import EvaluateOptions, predictions, tally_maps
+from pelagia.infer.evaluate import EvaluateOptions, noted, predictions, tally_maps
 from pelagia.infer.map_predictions import read_label_predictions, read_semantic_predictions
 from pelagia.infer.match_images import MapList
 from pelagia.infer.panoptic_files import PanopticFile, TrueMaps, pair_panoptic, read_panoptic
 from pelagia.infer.runtimes import Runtime
 from pelagia.infer.sources import MapKind, maps_of
-from pelagia.infer.watching import Watch
 from pelagia.metrics import semantic
 from pelagia.metrics.bootstrap import Statistic
 from pelagia.metrics.label_images import LabelImageResult, evaluate_label_images
@@ -56,13 +55,13 @@ class MapOptions:
         predicting: how a model predicts.
         calibration: whether to ask how far the probabilities of pixels can be believed.
         show: a progress bar; None for one where standard error is a terminal.
-        watch: is told of intensities beyond what a model was made for.
+        tell: called with a sentence on intensities beyond what a model was made for, when they are met.
     """
 
     predicting: EvaluateOptions = field(default_factory=EvaluateOptions)
     calibration: bool = False
     show: bool | None = None
-    watch: Watch | None = None
+    tell: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,8 @@ def evaluate_map_files(source: str | Path, truth: str | Path | Dataset, kind: Ma
 
 def _model(runtime: Runtime, dataset: Dataset, options: MapOptions) -> MapEvaluation:
     believed = CalibrationTally() if options.calibration and runtime.card.task == "semantic" else None
-    tally = tally_maps(runtime, dataset, options.predicting, show=options.show, calibration=believed, watch=options.watch)
+    notes, watch = noted(runtime.card, dataset, options.predicting, options.tell)
+    tally = tally_maps(runtime, dataset, options.predicting, show=options.show, calibration=believed, watch=watch)
     truth: Callable[[int], AnyMap] = dataset.semantic if isinstance(tally, SemanticTally) else dataset.panoptic
 
     def maps(index: int) -> tuple[AnyMap, AnyMap]:
@@ -201,8 +201,11 @@ def _model(runtime: Runtime, dataset: Dataset, options: MapOptions) -> MapEvalua
     if believed is not None and not believed.sums.any():
         believed = None
     if isinstance(tally, SemanticTally):
-        return _semantic(tally, maps, dataset, (), believed)
-    return _panoptic(tally, maps, TrueMaps.of(dataset), dataset, ())
+        found = _semantic(tally, maps, dataset, (), believed)
+    else:
+        found = _panoptic(tally, maps, TrueMaps.of(dataset), dataset, ())
+    assert not isinstance(found.result, LabelImageResult)
+    return replace(found, result=replace(found.result, notes=tuple(notes)))
 
 
 def _semantic_files(source: Path, dataset: Dataset) -> MapEvaluation:

@@ -30,6 +30,7 @@ def detection_sections(result: DetectionResult, plots: Mapping[str, str | Path],
             "AP is the mean over IoU thresholds "
             f"{result.iou_thresholds[0]:.2f} to {result.iou_thresholds[-1]:.2f}, as COCO defines it."
         ),
+        *(Text(f"{note}.") for note in result.notes),
         Numbers([*cards, ("best F1", "-" if result.f1 != result.f1 else f"{result.f1:.3f}")]),
         Table(header, rows, f"Per class. Precision, recall and F1 are at the best score and IoU {result.curve_iou:.2f}."),
         Gallery([Picture(path, _CAPTIONS.get(name, name)) for name, path in plots.items() if name != "confusion"]),

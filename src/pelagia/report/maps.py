@@ -51,9 +51,9 @@ def write_maps(
     if isinstance(result, SemanticResult):
         plots["confusion"] = semantic_confusion(result, folder / "confusion.png")
     rows = result.threshold_rows() if isinstance(result, LabelImageResult) else result.class_rows()
-    sections = table_sections(
-        "Accuracy", result.summary(), rows, plots, caption="By IoU threshold." if numbered else "Per class."
-    )
+    notes = "" if isinstance(result, LabelImageResult) else "\n\n".join(f"{note}." for note in result.notes)
+    caption = "By IoU threshold." if numbered else "Per class."
+    sections = table_sections("Accuracy", result.summary(), rows, plots, text=notes, caption=caption)
     sections += _worst_sections(folder, found.images, _JUDGED[type(result)])
     if found.calibration is not None:
         diagram = reliability_diagram(found.calibration, folder / "reliability.png")
