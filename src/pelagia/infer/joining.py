@@ -49,9 +49,9 @@ CUT_MARGIN = 0.01
 #: Two whole views are one object from this IoU on.
 _SAME_IOU = 0.5
 
-#: Width of the band in which two tiles count, in margins (1 % of a tile's side in prediction). What lies in it has two chances to
-#: be found: where a trained detector counts 3,509 objects on whole images, tiles count 1.0 % more with 4 margins, 0.6 % with 1,
-#: and 0.5 % without a band, where two views may each leave an object to the other (AP50 0.9463, 0.9462, 0.9435).
+#: Width of the band in which two tiles count, in margins (1 % of a tile's side in prediction): about as far as the centres of two
+#: views of one object lie apart. Without it, each may leave the object to the other; what lies in it has two chances to be found,
+#: so that a wider one counts more on tiles than on the whole image (tests/test_trained_tiles.py prints both counts).
 _BAND = 1.0
 
 #: A cut view belongs to a whole one that holds at least this share of it; so does, in the common area, a piece to a larger one.
