@@ -16,7 +16,7 @@ from pelagia.core.frame import Frame
 from pelagia.core.masks import paste
 from pelagia.core.types import Category, Instances
 from pelagia.decode import DecodeOptions, decode
-from pelagia.decode.grids import CANDIDATES, anchors, decode_grids
+from pelagia.decode.grids import CANDIDATES, anchors, candidates, decode_grids
 from pelagia.decode.resample import bilinear
 from pelagia.errors import ModelError
 
@@ -234,6 +234,25 @@ def test_a_class_threshold_overrides_and_a_cell_answers_with_its_best_class_only
     assert labels(score=0.3, class_scores={"class 0": 0.6}) == []
     assert labels(score=0.3, class_scores={"class 0": 0.6}, multi_label=True) == [1]
     assert labels(score=0.9, class_scores={"class 0": 0.5}) == [0]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_the_order_of_the_scores_in_memory_does_not_matter(multi_label: bool, classes: int, kind: Any) -> None:
+    """Networks leave the classes of a cell side by side; a threshold that is a score exactly counts, its rounding does not."""
+    card = make_card(classes=classes)
+    scores = random_outputs(card, 1, 0)["scores"][0].astype(kind)
+    exact = float(np.sort(scores.ravel())[-20])
+    for lowest in (exact, np.nextafter(exact, 1.0), -np.inf, 100.0):
+        thresholds = np.full(classes, lowest)
+        expected = candidates(scores, thresholds, multi_label, card)
+        found = candidates(np.ascontiguousarray(scores.T).T, thresholds, multi_label, card)
+        for one, other in zip(found, expected, strict=True):
+            assert np.array_equal(one, other)
+        passing = scores.astype(np.float64) >= lowest
+        assert len(found[0]) == (passing.sum() if multi_label else passing.any(axis=0).sum())
+    assert len(found[0]) == 0
 
 
 def test_suppression_is_per_class_unless_agnostic() -> None:

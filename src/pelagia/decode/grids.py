@@ -162,10 +162,9 @@ def candidates(scores: NDArray[Any], thresholds: Float, multi_label: bool, card:
     Raises:
         ModelError: the scores hold NaN.
     """
-    best = scores.max(axis=0, initial=-np.inf)  # [A]
-    if np.isnan(best).any():
+    if np.isnan(scores.max(initial=-np.inf)):
         raise ModelError("the network's scores hold NaN; its weights or its input are broken", where=card.name)
-    cells = np.flatnonzero(best >= thresholds.min(initial=np.inf))
+    cells = _reached(scores, float(thresholds.min(initial=np.inf)))
     found = scores[:, cells].astype(np.float64)  # [C, n]
     if multi_label:
         labels, columns = np.nonzero(found >= thresholds[:, None])
@@ -176,6 +175,16 @@ def candidates(scores: NDArray[Any], thresholds: Float, multi_label: bool, card:
     values = found[labels, columns]
     order = np.argsort(-values, kind="stable")[:CANDIDATES]
     return cells[columns[order]], labels[order].astype(np.int64), values[order]
+
+
+def _reached(scores: NDArray[Any], lowest: float) -> Int:
+    """Columns of [C, A] in which a score is at least `lowest`, or less by the rounding of the scores' type."""
+    passing = scores >= np.nextafter(scores.dtype.type(lowest), scores.dtype.type(-np.inf))
+    if scores.strides[0] >= scores.strides[1]:
+        return np.flatnonzero(passing.any(axis=0))
+    # The classes of a cell lie side by side: NumPy would go through them one by one.
+    cells = np.logical_or.reduceat(passing.T.ravel(), np.arange(0, scores.size, len(scores)))
+    return np.flatnonzero(cells)
 
 
 def _distances(logits: NDArray[Any]) -> Float:

@@ -171,7 +171,7 @@ def predict_files(
         most = 1 if shared.alone else options.batch
         for path in map(Path, paths):
             try:
-                large = must_tile(image_size(path), tile, options.tiling, runtime.card)
+                large = options.tiling != "never" and must_tile(image_size(path), tile, options.tiling, runtime.card)
             except (ImageError, MissingExtraError):
                 large = False  # reading it will say why
             if not large:
