@@ -311,6 +311,36 @@ def test_bands_of_a_tall_map_join_without_a_seam() -> None:
         np.testing.assert_array_equal(tall[first - 10 : first + 30], part[10:50])
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 40), st.integers(2, 8))
+@settings(deadline=None, max_examples=40)
+def test_lines_are_as_wide_as_both_sides_allow(seed: int, height: int, width: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, count, (height, width)).repeat(3, axis=0).repeat(2, axis=1)[:height, :width].astype(np.uint8)
+    widths = rng.choice([1, 2, 4], count).astype(np.uint8)
+    rows = slice(int(rng.integers(height)), height)
+    expected = np.zeros(index.shape, np.bool_)
+    for (y, x), (v, u) in itertools.product(np.ndindex(index.shape), itertools.product(range(-4, 5), repeat=2)):
+        if 0 <= y + v < height and 0 <= x + u < width and index[y, x] != index[y + v, x + u]:
+            expected[y, x] |= max(abs(v), abs(u)) <= min(widths[index[y, x]], widths[index[y + v, x + u]])
+    np.testing.assert_array_equal(draw_maps._edges(index, rows, widths), expected[rows])
+
+
+def test_lines_hide_no_organism_of_a_large_scan() -> None:
+    """Lines are 3 pixels wide here, but 1 beside organisms of 20 pixels; and what lies between two of them is seen."""
+    ids = np.ones((2600, 2600), np.int32)
+    ids[:, :1000] = 2
+    ids[500:520, 1500:1520], ids[500:520, 1523:1543] = 3, 4
+    classes = (Category(1, "water", is_thing=False), Category(2, "sand", is_thing=False), Category(3, "copepod"))
+    found = PanopticMap(ids, (Segment(1, 0), Segment(2, 1), Segment(3, 2), Segment(4, 2)))
+    picture = draw_prediction(np.full(ids.shape, 50, np.uint8), found, classes, labels=False, legend=False)
+    lines = [(picture == own).all(axis=2) for own in (colour(0), colour(1), colour(2), shade(colour(2), 1))]
+    assert lines[0][100, 990:1010].tolist() == [False] * 10 + [True] * 3 + [False] * 7
+    assert lines[1][100, 990:1010].tolist() == [False] * 7 + [True] * 3 + [False] * 10
+    assert lines[2][510, 1495:1525].tolist() == [False] * 5 + [True] + [False] * 18 + [True] + [False] * 5
+    assert lines[3][510, 1520:1545].tolist() == [False] * 3 + [True] + [False] * 18 + [True] + [False] * 2
+    assert lines[0][510, 1495:1548].tolist() == [k in (4, 25, 27, 48) for k in range(53)]
+
+
 @pytest.mark.parametrize("side", [60, 200, 640, 2000])
 def test_the_legend_names_the_classes_below(side: int) -> None:
     labels = np.zeros((side, side), np.uint8)
@@ -374,6 +404,13 @@ def test_things_are_labelled_inside_and_counted_below() -> None:
     changed = np.argwhere((plain != named).any(axis=2))
     assert (found.ids[tuple(changed.T)] % 9 > 0).all()  # on the things alone: labels fit inside
     assert {4, 7} == set(found.ids[tuple(changed.T)].tolist())
+
+
+def test_the_legend_counts_things_that_a_shrunk_map_has_lost() -> None:
+    found, classes = panoptic()
+    _, pixels = draw_maps._segment_index(found)
+    assert pixels.tolist()[3] == 0
+    assert [text for _, text in draw_maps._panoptic_entries(found, classes, pixels)] == ["water 62%", "medusa 3"]
 
 
 @pytest.mark.parametrize("kind", ["objects", "classes", "segments"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -40,9 +40,12 @@ def draw_semantic(
 ) -> Picture:
     """A copy of `image` as uint8 RGB with its classes: colours laid over it, lines between classes, names and shares below.
 
-    With s = sqrt(H W), a class has a line of s / 900 pixels along its border, on its own side, in its full colour. Pixels without
-    a class (255) and those of a class called background stay as they are. With `legend` a strip below names the classes that
-    occur, the largest first, with their share of the image; the picture is then [H + S, W, 3], else [H, W, 3].
+    With s = sqrt(H W), a class has a line of s / 900 pixels along its border, on its own side, in its full colour. Beside a class
+    of which so wide a line would cover more than a third, lines are half as wide, and so on down to one pixel: organisms of a
+    large scan are not hidden by them. Pixels without a class (255) and those of a class called background stay as they are.
+
+    With `legend` a strip below names the classes that occur, the largest first, with their share of the image; the picture is
+    then [H + S, W, 3], else [H, W, 3].
 
     Raises:
         OptionError: the map is not of the size of the image.
@@ -53,10 +56,10 @@ def draw_semantic(
     index = np.minimum(found.labels, min(count, np.iinfo(found.labels.dtype).max))  # count: no class
     shown = np.array([not is_background(category) for category in categories] + [False])
     colours = [*(colour(label) for label in range(count)), (0, 0, 0)]
-    _lay(picture, index, colours, np.where(shown, _OPACITY, 0.0))
+    pixels = _pixels(index, count)
+    _lay(picture, index, pixels, colours, np.where(shown, _OPACITY, 0.0))
     if not legend:
         return picture
-    pixels = _pixels(index, count)
     order = [label for label in np.argsort(-pixels, kind="stable").tolist() if pixels[label]]
     entries = [
         ((255, 255, 255) if not shown[label] else colour(label), f"{categories[label].name} {_share(pixels[label] / index.size)}")
@@ -77,8 +80,9 @@ def draw_panoptic(
 ) -> Picture:
     """A copy of `image` as uint8 RGB with its segments: stuff in the flat colour of its class, things each in a shade of theirs.
 
-    Lines and legend are those of `draw_semantic`, the labels of things those of `draw_instances`, but inside a thing where it has
-    room; the legend tells the share of stuff and the number of things. Void stays as it is.
+    Lines and legend are those of `draw_semantic` (the width of lines by segment), the labels of things those of `draw_instances`,
+    but inside a thing where it has room. The legend tells the share of stuff and the number of things, also of those that are
+    too small for a shrunk map. Void stays as it is.
 
     Raises:
         OptionError: the map is not of the size of the image.
@@ -90,7 +94,7 @@ def draw_panoptic(
     opacity = np.where(things, _THING_OPACITY, _OPACITY)
     background = [is_background(categories[segment.label]) for segment in found.segments]
     opacity[np.flatnonzero(background)] = 0.0
-    _lay(picture, index, [*colours, (0, 0, 0)], np.append(opacity, 0.0))
+    _lay(picture, index, pixels, [*colours, (0, 0, 0)], np.append(opacity, 0.0))
     if labels:
         objects, inks, circles = _things(found, index, colours, things)
         names = [category.name for category in categories]
@@ -111,20 +115,59 @@ def _check(picture: Picture, labels: NDArray[Any]) -> None:
         raise OptionError(f"the map has {have} pixels, its image {need}; both must have one size")
 
 
-def _lay(picture: Picture, index: NDArray[Any], colours: Sequence[Colour], opacity: NDArray[np.float64]) -> None:
-    """Blend colours[index] into the picture with opacity[index], and lines at full strength along borders between indices."""
-    reach = max(1, round(math.sqrt(index.size) / 900))
+def _lay(picture: Picture, index: NDArray[Any], pixels: Int, colours: Sequence[Colour], opacity: NDArray[np.float64]) -> None:
+    """Blend colours[index] into the picture with opacity[index], and lines at full strength along borders between indices.
+
+    The last colour is of what has no class or segment; `pixels` are those of each index before it.
+    """
     table, share = np.array(colours, dtype=np.float32), opacity.astype(np.float32)
-    kernel = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
-    for top in range(0, len(index), _BAND):
-        rows = slice(top, min(top + _BAND, len(index)))
-        around = index[max(top - reach, 0) : rows.stop + reach].astype(np.float32)  # exact up to 2^24; OpenCV knows no int32
-        edge = (cv2.erode(around, kernel) != cv2.dilate(around, kernel))[top - max(top - reach, 0) :][: rows.stop - top]
+    widths = _line_widths(index, pixels, opacity > 0)
+    for rows in _bands(index):
+        edge = _edges(index, rows, widths)
         part = index[rows]
         amount = share[part]
         amount[edge & (amount > 0)] = 1.0
         blended = picture[rows] * (1 - amount[..., None]) + table[part] * amount[..., None]
         picture[rows] = np.rint(blended).astype(np.uint8)
+
+
+def _bands(index: NDArray[Any]) -> Iterator[slice]:
+    return (slice(top, min(top + _BAND, len(index))) for top in range(0, len(index), _BAND))
+
+
+def _line_widths(index: NDArray[Any], pixels: Int, drawn: Mask) -> NDArray[np.uint8]:
+    """[K], how wide lines may be beside each index: s / 900, halved until they cover at most a third of it. What is not `drawn`
+    has no line to be hidden by, and as many lines as its neighbours allow."""
+    most = max(1, round(math.sqrt(index.size) / 900))
+    widths = np.full(len(drawn), most, dtype=np.uint8)
+    if most == 1:
+        return widths
+    border = np.zeros(len(drawn), dtype=np.int64)
+    for rows in _bands(index):
+        border += np.bincount(index[rows][_edges(index, rows, np.ones_like(widths))], minlength=len(drawn))
+    room = np.append(pixels, 0) / np.maximum(3 * border, 1)
+    while (wide := drawn & (widths > np.maximum(room, 1))).any():
+        widths[wide] //= 2
+    return widths
+
+
+def _edges(index: NDArray[Any], rows: slice, widths: NDArray[np.uint8]) -> Mask:
+    """Which pixels of some rows have a pixel of another index no farther away, along both axes, than the width of either."""
+    reach = int(widths.max())
+    first = max(rows.start - reach, 0)
+    around = index[first : rows.stop + reach]
+    values, own = around.astype(np.float32), widths[around]  # exact up to 2^24; OpenCV knows no int32
+    edge = np.zeros(around.shape, dtype=np.bool_)
+    for width in np.unique(own).tolist():
+        thick = own >= width
+        chosen = values[thick]
+        if chosen.min() == chosen.max():
+            continue
+        kernel = np.ones((2 * width + 1, 2 * width + 1), dtype=np.uint8)
+        low = cv2.erode(np.where(thick, values, np.float32(np.inf)), kernel)
+        high = cv2.dilate(np.where(thick, values, np.float32(-np.inf)), kernel)
+        edge |= thick & (low != high)
+    return edge[rows.start - first : rows.stop - first]
 
 
 def _segment_index(found: PanopticMap) -> tuple[NDArray[np.int32], Int]:
@@ -135,16 +178,16 @@ def _segment_index(found: PanopticMap) -> tuple[NDArray[np.int32], Int]:
     for position, segment in enumerate(found.segments):
         table[segment.id] = position
     index = np.empty(found.ids.shape, dtype=np.int32)
-    for top in range(0, len(index), _BAND):
-        index[top : top + _BAND] = table[np.maximum(found.ids[top : top + _BAND], 0)]
+    for rows in _bands(index):
+        index[rows] = table[np.maximum(found.ids[rows], 0)]
     return index, _pixels(index, count)
 
 
 def _pixels(index: NDArray[Any], count: int) -> Int:
     """How many pixels have each of the indices below `count`; band by band, since numpy counts in whole numbers of 8 bytes."""
     total = np.zeros(count + 1, dtype=np.int64)
-    for top in range(0, len(index), _BAND):
-        total += np.bincount(index[top : top + _BAND].reshape(-1), minlength=count + 1)
+    for rows in _bands(index):
+        total += np.bincount(index[rows].reshape(-1), minlength=count + 1)
     return total[:count]
 
 
@@ -194,7 +237,7 @@ def _panoptic_entries(found: PanopticMap, categories: Sequence[Category], pixels
     area: dict[int, int] = {}
     number: dict[int, int] = {}
     for segment, size in zip(found.segments, pixels.tolist(), strict=True):
-        if size:
+        if size or categories[segment.label].is_thing:
             area[segment.label] = area.get(segment.label, 0) + size
             number[segment.label] = number.get(segment.label, 0) + 1
     entries = []
