@@ -24,6 +24,7 @@ from pelagia.data.convert import convert
 from pelagia.data.open import open_dataset
 from pelagia.data.synthetic import draw_survey
 from pelagia.infer.options import PredictOptions
+from pelagia.infer.runtimes import PRECISIONS
 from pictures import draw_scan
 from training import ask_peer
 
@@ -66,6 +67,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16], help="batch sizes to try with SAHI")
     parser.add_argument("--batch", type=int, default=PredictOptions().batch, help="batch size of Pelagia")
     parser.add_argument("--score", type=float, default=0.25)
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of Pelagia; SAHI computes in float32 on a CPU"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-sahi-scan"))
     args = parser.parse_args()
@@ -81,13 +85,13 @@ def main() -> None:
         ours: list[dict[str, Any]] = []
         theirs: dict[str, list[dict[str, Any]]] = {str(batch): [] for batch in args.batches}
         for _ in range(args.rounds):
-            ours.append(ask_peer(sys.executable, {**request, "batch": args.batch}, out, WORKER))
+            ours.append(ask_peer(sys.executable, {**request, "batch": args.batch, "precision": args.precision}, out, WORKER))
             for batch, answer in ask_peer(args.peer_python, request, out, PEER).items():
                 if batch in theirs:
                     theirs[batch].append(answer)
         peer = min(best(answers)["seconds"] for answers in theirs.values())
         print(f"{args.size[0]} x {args.size[1]} pixels, {suffix}, {threads} cores")
-        line(f"pelagia, batch {args.batch}", best(ours), peer)
+        line(f"pelagia, {args.precision}", best(ours), peer)
         for batch, answers in theirs.items():
             line(f"sahi, batch {batch}", best(answers), peer)
 

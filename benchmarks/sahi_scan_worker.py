@@ -2,7 +2,8 @@
 
     python sahi_scan_worker.py REQUEST.json ANSWER.json
 
-The request names image, weights, threads, score, batch, slice and overlap. The answer holds seconds, objects, peak memory.
+The request names image, weights, threads, precision, score, batch, slice and overlap. The answer holds seconds, objects and
+memory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
     """Answer one request; the model is warm, reading the image counts."""
     request = json.loads(Path(sys.argv[1]).read_text())
     side = request["slice"]
-    runtime = pelagia.load(request["weights"], threads=request["threads"]).runtime
+    runtime = pelagia.load(request["weights"], threads=request["threads"], precision=request["precision"]).runtime
     options = PredictOptions(
         score=request["score"], tiling="always", tile=side, overlap=request["overlap"], batch=request["batch"]
     )
