@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -247,11 +248,16 @@ def test_warp_refuses_impossible_maps(matrix: Any, size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_normalise_equals_its_formula(dtype: Any, channels: int) -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_normalise_equals_its_formula(dtype: Any, channels: int, alike: bool) -> None:
     image = noise(7, 9, channels, dtype=dtype)
     top = float(np.iinfo(dtype).max)
     window = Normalisation(low=0.1 * top, high=0.8 * top, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    if alike:
+        window = replace(window, mean=(0.2, 0.2, 0.2), std=(0.5, 0.5, 0.5))
     found = normalise(image, window)
+    np.testing.assert_array_equal(normalise(image[:, ::2], window), found[..., ::2])
+    assert found.transpose(1, 2, 0).flags.c_contiguous
     assert found.dtype == np.float32
     for channel in range(3):
         plane = image[..., channel % channels].astype(float)

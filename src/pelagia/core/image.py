@@ -399,7 +399,9 @@ def normalise(image: Pixels, normalisation: Normalisation) -> NDArray[np.float32
     """
     table = _values(image.dtype, normalisation)
     rgb = to_rgb(image)
-    if image.dtype == np.uint8:
+    if image.dtype == np.uint8 and rgb.flags.c_contiguous and (table == table[0]).all():
+        found = cv2.LUT(rgb.reshape(len(rgb), -1), table[0]).reshape(rgb.shape)  # one table is looked up faster than three
+    elif image.dtype == np.uint8:
         found = cv2.LUT(rgb, np.ascontiguousarray(table.T)[None])
     else:
         found = np.stack([np.take(table[channel], rgb[..., channel]) for channel in range(3)], axis=2)
