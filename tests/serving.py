@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,7 +21,9 @@ from pelagia.core.card import ModelCard
 from pelagia.core.image import encode
 from pelagia.infer.result_values import image_dict, numbered
 from pelagia.infer.runtimes import OnnxRuntime
+from pelagia.serve.options import ServeOptions
 from pelagia.serve.server import create_server, listen
+from pelagia.serve.service import create_service
 
 
 class Client:
@@ -69,6 +72,14 @@ def serving(app: ASGIApp) -> Iterator[Client]:
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive()
+
+
+@contextmanager
+def limited(model: Path) -> Iterator[Client]:
+    """The service of an exported model with small limits."""
+    options = ServeOptions(max_bytes=100_000, max_pixels=40_000, most_images=4, allow_host=("plankton.example",))
+    with serving(create_service(OnnxRuntime(model, threads=1), options)) as found:
+        yield found
 
 
 def bright(height: int = 64, width: int = 64, seed: int = 0) -> NDArray[np.uint8]:

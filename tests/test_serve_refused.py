@@ -21,7 +21,7 @@ from pelagia.serve import service as service_module
 from pelagia.serve.guard import Guard
 from pelagia.serve.options import ServeOptions
 from pelagia.serve.service import create_service
-from serving import Client, Slow, bright, expected, png, serving, until
+from serving import Client, Slow, bright, expected, limited, png, serving, until
 from tiny_onnx import write_tiny
 
 
@@ -32,9 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(model: Path) -> Iterator[Client]:
-    """A detector with small limits."""
-    options = ServeOptions(max_bytes=100_000, max_pixels=40_000, most_images=4, allow_host=("plankton.example",))
-    with serving(create_service(OnnxRuntime(model, threads=1), options)) as found:
+    with limited(model) as found:
         yield found
 
 

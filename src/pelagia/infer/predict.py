@@ -178,8 +178,8 @@ def predict_files(
                 waiting.append(opened(path))
             if waiting and (large or len(waiting) == most):
                 if shared.alone:
-                    # Each image frees what the next one needs.
-                    keep_freed_memory()
+                    # Each image frees what the next one needs. Large blocks go back: scans of the folder could not use them.
+                    keep_freed_memory(all_sizes=False)
                 yield partial(small, waiting), True
                 waiting = []
             if large:
